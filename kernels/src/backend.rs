@@ -1,0 +1,122 @@
+//! The vocabulary that model files are written against.
+//!
+//! Rounding: with bf16 tensors every op rounds exactly where Hugging Face's eager code rounds (round to nearest even after
+//! f32 accumulation); with f32 tensors nothing is rounded. Each method names its rounding points. Empty problems (zero
+//! rows) are `Ok`. Shapes are checked before any work; a mismatch is [`KernelError::Shape`] that names the op.
+
+use crate::error::KernelError;
+
+/// Which GELU: transformer blocks of the vision tower use tanh, its mergers erf.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GeluKind {
+    /// 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
+    Tanh,
+    /// 0.5 x (1 + erf(x / sqrt 2))
+    Erf,
+}
+
+/// Rotation angles of one ragged batch, gathered from the cached table for each token.
+#[derive(Debug, Clone)]
+pub struct RopeTable<T> {
+    /// cos, shape [tokens, head_dim / 2], rounded to the model's dtype.
+    pub cos: T,
+    /// sin, same shape.
+    pub sin: T,
+}
+
+/// One step's ragged batch over paged keys and values. Sequence `i` contributes the query rows
+/// `query_start[i]..query_start[i + 1]`; they are the last ones of its `context[i]` tokens (causal).
+#[derive(Debug, Clone, Default)]
+pub struct Ragged {
+    /// Prefix sums of query rows, length sequences + 1.
+    pub query_start: Vec<u32>,
+    /// Tokens of each sequence including this step's.
+    pub context: Vec<u32>,
+    /// Block table of each sequence: token t lives in block `blocks[t / block_tokens]`, row `t % block_tokens`.
+    pub blocks: Vec<Vec<u32>>,
+}
+
+/// Bidirectional attention segments of the vision tower: rows `start[i]..start[i + 1]` see each other only.
+#[derive(Debug, Clone, Default)]
+pub struct Segments {
+    /// Prefix sums of rows, length segments + 1.
+    pub start: Vec<u32>,
+}
+
+/// Fused operations over one device's tensors.
+///
+/// `T` is tokens of the ragged batch, `H` hidden size, `D` head size, `Hq`/`Hkv` query and key heads.
+pub trait Backend: Send + Sync {
+    /// A tensor on this device; cloning shares storage.
+    type Tensor: Clone + Send + Sync + std::fmt::Debug;
+    /// Keys and values of one layer: the block pool.
+    type KvCache: Send;
+
+    /// Element type of activations and weights.
+    fn dtype(&self) -> candle_core::DType;
+
+    /// Takes a weight (from memory-mapped safetensors) onto the device in [`Self::dtype`].
+    fn weight(&self, host: &candle_core::Tensor) -> Result<Self::Tensor, KernelError>;
+    /// Takes f32 host values onto the device in [`Self::dtype`] (one rounding).
+    fn upload(&self, values: &[f32], shape: &[usize]) -> Result<Self::Tensor, KernelError>;
+    /// Copies to the host as f32.
+    fn to_host(&self, x: &Self::Tensor) -> Result<Vec<f32>, KernelError>;
+    /// Shape.
+    fn shape(&self, x: &Self::Tensor) -> Vec<usize>;
+    /// The same elements under another shape.
+    fn reshape(&self, x: &Self::Tensor, shape: &[usize]) -> Result<Self::Tensor, KernelError>;
+
+    /// A zeroed pool of `blocks` pages: keys and values `[blocks, block_tokens, kv_heads, head_dim]`.
+    fn kv_cache(&self, blocks: usize, block_tokens: usize, kv_heads: usize, head_dim: usize) -> Result<Self::KvCache, KernelError>;
+
+    /// Rows of `table [V, H]` at `ids` -> [T, H]. Ids out of range are an error.
+    fn embed(&self, table: &Self::Tensor, ids: &[u32]) -> Result<Self::Tensor, KernelError>;
+    /// Rows of `x [N, H]` at `rows` -> [rows, H].
+    fn gather_rows(&self, x: &Self::Tensor, rows: &[u32]) -> Result<Self::Tensor, KernelError>;
+    /// `x` with row `rows[i]` replaced by `values[i]` (vision features into token embeddings).
+    fn scatter_rows(&self, x: &Self::Tensor, rows: &[u32], values: &Self::Tensor) -> Result<Self::Tensor, KernelError>;
+    /// `x` with `values[i]` added to row `rows[i]`, rounded once (deepstack).
+    fn scatter_add_rows(&self, x: &Self::Tensor, rows: &[u32], values: &Self::Tensor) -> Result<Self::Tensor, KernelError>;
+    /// Concatenation along rows (dimension 0).
+    fn concat_rows(&self, parts: &[Self::Tensor]) -> Result<Self::Tensor, KernelError>;
+
+    /// y = round(sum_f32(x W^T) [+ bias]), `x [T, K]`, `w [N, K]`, bias `[N]` added in f32 before the one rounding.
+    fn linear(&self, x: &Self::Tensor, w: &Self::Tensor, bias: Option<&Self::Tensor>) -> Result<Self::Tensor, KernelError>;
+    /// round(a + b), same shapes.
+    fn add(&self, a: &Self::Tensor, b: &Self::Tensor) -> Result<Self::Tensor, KernelError>;
+    /// RMSNorm over the last dimension: t = round(x rsqrt(mean_f32(x^2) + eps)); y = round(w t).
+    fn rms_norm(&self, x: &Self::Tensor, w: &Self::Tensor, eps: f32) -> Result<Self::Tensor, KernelError>;
+    /// h = round(residual + x), y = rms_norm(h): returns (h, y).
+    fn add_rms_norm(&self, residual: &Self::Tensor, x: &Self::Tensor, w: &Self::Tensor, eps: f32) -> Result<(Self::Tensor, Self::Tensor), KernelError>;
+    /// LayerNorm over the last dimension with weight and bias, f32 inside, one rounding.
+    fn layer_norm(&self, x: &Self::Tensor, w: &Self::Tensor, b: &Self::Tensor, eps: f32) -> Result<Self::Tensor, KernelError>;
+    /// `gate_up [T, 2I]` (gate first): round(round(silu_f32(gate)) * up) -> [T, I].
+    fn swiglu(&self, gate_up: &Self::Tensor) -> Result<Self::Tensor, KernelError>;
+    /// GELU, f32 inside, one rounding.
+    fn gelu(&self, x: &Self::Tensor, kind: GeluKind) -> Result<Self::Tensor, KernelError>;
+
+    /// `qkv [T, (Hq + 2 Hkv) D]` -> per-head RMSNorm of q and k (two roundings as in [`Self::rms_norm`]), half-split RoPE
+    /// (three roundings: each product, then the sum), keys and values written to the pages of `batch`, q returned `[T, Hq D]`.
+    #[allow(clippy::too_many_arguments)] // One fused launch; a struct would only rename the list.
+    fn qkv_norm_rope_cache_write(
+        &self,
+        qkv: &Self::Tensor,
+        q_norm: &Self::Tensor,
+        k_norm: &Self::Tensor,
+        eps: f32,
+        rope: &RopeTable<Self::Tensor>,
+        batch: &Ragged,
+        cache: &mut Self::KvCache,
+    ) -> Result<Self::Tensor, KernelError>;
+
+    /// Causal attention of `q [T, Hq D]` over paged keys and values -> `[T, Hq D]`. Query head h reads kv head h / (Hq / Hkv).
+    /// f32 scores and accumulation; for bf16 probabilities rounded before PV; output rounded once.
+    fn paged_attention(&self, q: &Self::Tensor, batch: &Ragged, cache: &Self::KvCache, scale: f32) -> Result<Self::Tensor, KernelError>;
+
+    /// Vision attention: `qkv [N, 3 Hq D]` (q, k, v), 2-D RoPE with f32 `cos`/`sin` `[N, D / 2]` applied in f32 and rounded
+    /// once, full attention within each segment -> `[N, Hq D]`.
+    fn segment_attention(&self, qkv: &Self::Tensor, heads: usize, cos: &[f32], sin: &[f32], segments: &Segments, scale: f32) -> Result<Self::Tensor, KernelError>;
+
+    /// Position embeddings of a patch grid: row i = round(sum_j f32(weights[i][j]) table[index[i][j]]), four taps in order.
+    fn interpolate_rows(&self, table: &Self::Tensor, index: &[[u32; 4]], weights: &[[f32; 4]]) -> Result<Self::Tensor, KernelError>;
+}

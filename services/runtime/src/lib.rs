@@ -1,0 +1,1 @@
+//! millrace-runtime (skeleton)
