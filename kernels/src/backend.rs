@@ -67,7 +67,13 @@ pub trait Backend: Send + Sync {
     fn reshape(&self, x: &Self::Tensor, shape: &[usize]) -> Result<Self::Tensor, KernelError>;
 
     /// A zeroed pool of `blocks` pages: keys and values `[blocks, block_tokens, kv_heads, head_dim]`.
-    fn kv_cache(&self, blocks: usize, block_tokens: usize, kv_heads: usize, head_dim: usize) -> Result<Self::KvCache, KernelError>;
+    fn kv_cache(
+        &self,
+        blocks: usize,
+        block_tokens: usize,
+        kv_heads: usize,
+        head_dim: usize,
+    ) -> Result<Self::KvCache, KernelError>;
 
     /// Rows of `table [V, H]` at `ids` -> [T, H]. Ids out of range are an error.
     fn embed(&self, table: &Self::Tensor, ids: &[u32]) -> Result<Self::Tensor, KernelError>;
@@ -76,20 +82,42 @@ pub trait Backend: Send + Sync {
     /// `x` with row `rows[i]` replaced by `values[i]` (vision features into token embeddings).
     fn scatter_rows(&self, x: &Self::Tensor, rows: &[u32], values: &Self::Tensor) -> Result<Self::Tensor, KernelError>;
     /// `x` with `values[i]` added to row `rows[i]`, rounded once (deepstack).
-    fn scatter_add_rows(&self, x: &Self::Tensor, rows: &[u32], values: &Self::Tensor) -> Result<Self::Tensor, KernelError>;
+    fn scatter_add_rows(
+        &self,
+        x: &Self::Tensor,
+        rows: &[u32],
+        values: &Self::Tensor,
+    ) -> Result<Self::Tensor, KernelError>;
     /// Concatenation along rows (dimension 0).
     fn concat_rows(&self, parts: &[Self::Tensor]) -> Result<Self::Tensor, KernelError>;
 
     /// y = round(sum_f32(x W^T) [+ bias]), `x [T, K]`, `w [N, K]`, bias `[N]` added in f32 before the one rounding.
-    fn linear(&self, x: &Self::Tensor, w: &Self::Tensor, bias: Option<&Self::Tensor>) -> Result<Self::Tensor, KernelError>;
+    fn linear(
+        &self,
+        x: &Self::Tensor,
+        w: &Self::Tensor,
+        bias: Option<&Self::Tensor>,
+    ) -> Result<Self::Tensor, KernelError>;
     /// round(a + b), same shapes.
     fn add(&self, a: &Self::Tensor, b: &Self::Tensor) -> Result<Self::Tensor, KernelError>;
     /// RMSNorm over the last dimension: t = round(x rsqrt(mean_f32(x^2) + eps)); y = round(w t).
     fn rms_norm(&self, x: &Self::Tensor, w: &Self::Tensor, eps: f32) -> Result<Self::Tensor, KernelError>;
     /// h = round(residual + x), y = rms_norm(h): returns (h, y).
-    fn add_rms_norm(&self, residual: &Self::Tensor, x: &Self::Tensor, w: &Self::Tensor, eps: f32) -> Result<(Self::Tensor, Self::Tensor), KernelError>;
+    fn add_rms_norm(
+        &self,
+        residual: &Self::Tensor,
+        x: &Self::Tensor,
+        w: &Self::Tensor,
+        eps: f32,
+    ) -> Result<(Self::Tensor, Self::Tensor), KernelError>;
     /// LayerNorm over the last dimension with weight and bias, f32 inside, one rounding.
-    fn layer_norm(&self, x: &Self::Tensor, w: &Self::Tensor, b: &Self::Tensor, eps: f32) -> Result<Self::Tensor, KernelError>;
+    fn layer_norm(
+        &self,
+        x: &Self::Tensor,
+        w: &Self::Tensor,
+        b: &Self::Tensor,
+        eps: f32,
+    ) -> Result<Self::Tensor, KernelError>;
     /// `gate_up [T, 2I]` (gate first): round(round(silu_f32(gate)) * up) -> [T, I].
     fn swiglu(&self, gate_up: &Self::Tensor) -> Result<Self::Tensor, KernelError>;
     /// GELU, f32 inside, one rounding.
@@ -111,12 +139,31 @@ pub trait Backend: Send + Sync {
 
     /// Causal attention of `q [T, Hq D]` over paged keys and values -> `[T, Hq D]`. Query head h reads kv head h / (Hq / Hkv).
     /// f32 scores and accumulation; for bf16 probabilities rounded before PV; output rounded once.
-    fn paged_attention(&self, q: &Self::Tensor, batch: &Ragged, cache: &Self::KvCache, scale: f32) -> Result<Self::Tensor, KernelError>;
+    fn paged_attention(
+        &self,
+        q: &Self::Tensor,
+        batch: &Ragged,
+        cache: &Self::KvCache,
+        scale: f32,
+    ) -> Result<Self::Tensor, KernelError>;
 
     /// Vision attention: `qkv [N, 3 Hq D]` (q, k, v), 2-D RoPE with f32 `cos`/`sin` `[N, D / 2]` applied in f32 and rounded
     /// once, full attention within each segment -> `[N, Hq D]`.
-    fn segment_attention(&self, qkv: &Self::Tensor, heads: usize, cos: &[f32], sin: &[f32], segments: &Segments, scale: f32) -> Result<Self::Tensor, KernelError>;
+    fn segment_attention(
+        &self,
+        qkv: &Self::Tensor,
+        heads: usize,
+        cos: &[f32],
+        sin: &[f32],
+        segments: &Segments,
+        scale: f32,
+    ) -> Result<Self::Tensor, KernelError>;
 
     /// Position embeddings of a patch grid: row i = round(sum_j f32(weights[i][j]) table[index[i][j]]), four taps in order.
-    fn interpolate_rows(&self, table: &Self::Tensor, index: &[[u32; 4]], weights: &[[f32; 4]]) -> Result<Self::Tensor, KernelError>;
+    fn interpolate_rows(
+        &self,
+        table: &Self::Tensor,
+        index: &[[u32; 4]],
+        weights: &[[f32; 4]],
+    ) -> Result<Self::Tensor, KernelError>;
 }

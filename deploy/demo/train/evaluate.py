@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from batches import resize, sample_indices
+from batches import sample_indices
 from prompts import Prompt, sample_prompt
 from render import render, spoil, times_of
 from scene import clip_caption, images_caption, sample_count, sample_scene, still_caption

@@ -84,8 +84,7 @@ token! {
 impl ModelName {
     /// A served name made of any text: characters outside the token alphabet become `_`.
     pub fn from_text(text: &str) -> Result<Self, InvalidToken> {
-        let token: String =
-            text.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
+        let token: String = text.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
         Self::new(token)
     }
 }

@@ -97,8 +97,7 @@ pub enum Status {
 
 impl Status {
     /// Every status, for metrics.
-    pub const ALL: [Status; 5] =
-        [Status::Done, Status::Rejected, Status::Cancelled, Status::Expired, Status::Failed];
+    pub const ALL: [Status; 5] = [Status::Done, Status::Rejected, Status::Cancelled, Status::Expired, Status::Failed];
 
     /// Metric label and JSON text.
     pub fn as_str(self) -> &'static str {

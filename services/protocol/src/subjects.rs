@@ -184,7 +184,12 @@ mod tests {
             let expected = JobSubject { class, model: model.clone(), job: job.clone() };
             assert_eq!(subjects.parse_job(&text), Some(expected));
         }
-        for bad in ["millrace.v1.jobs.batch.demo", "millrace.v1.jobs.batch.demo.a.b", "x.v1.jobs.batch.demo.a", "millrace.v1.jobs.slow.demo.a"] {
+        for bad in [
+            "millrace.v1.jobs.batch.demo",
+            "millrace.v1.jobs.batch.demo.a.b",
+            "x.v1.jobs.batch.demo.a",
+            "millrace.v1.jobs.slow.demo.a",
+        ] {
             assert_eq!(subjects.parse_job(bad), None, "{bad}");
         }
     }
