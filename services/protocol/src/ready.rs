@@ -109,10 +109,11 @@ pub struct Offer {
 /// Answer to an [`Offer`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OfferReply {
-    /// The scheduler owns the job now.
+    /// The scheduler owns the job now: its claim is stored on the output subject. Offering the same delivery again gives
+    /// the same answer, so an offer whose answer was lost can be repeated, to this scheduler or to another.
     Accepted,
     /// No room; the offerer keeps the job.
     Busy,
-    /// The job is of no use: it ended or belongs to another owner. The offerer lets go of it.
+    /// The job ended or belongs to another owner (the claim was refused). The offerer lets go of it without acknowledging.
     Settled,
 }
