@@ -4,6 +4,8 @@
 //! f32 accumulation); with f32 tensors nothing is rounded. Each method names its rounding points. Empty problems (zero
 //! rows) are `Ok`. Shapes are checked before any work; a mismatch is [`KernelError::Shape`] that names the op.
 
+// Added 2026-11-23 10:20 (additive): `weight_f32`, routers, `moe_experts`, `mla_*`, and the associated type `Routing`.
+
 use crate::error::KernelError;
 
 /// Which GELU: transformer blocks of the vision tower use tanh, its mergers erf.
@@ -43,20 +45,39 @@ pub struct Segments {
     pub start: Vec<u32>,
 }
 
+/// How [`Backend::router_sigmoid`] chooses.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SigmoidChoice {
+    /// Experts for each token.
+    pub top_k: usize,
+    /// Equal groups that the experts are split into.
+    pub groups: usize,
+    /// Groups kept: those with the largest sum of their two best biased scores.
+    pub top_groups: usize,
+    /// Whether weights are divided by their sum.
+    pub norm_topk: bool,
+    /// Factor on the weights.
+    pub scale: f32,
+}
+
 /// Fused operations over one device's tensors.
 ///
 /// `T` is tokens of the ragged batch, `H` hidden size, `D` head size, `Hq`/`Hkv` query and key heads.
 pub trait Backend: Send + Sync {
     /// A tensor on this device; cloning shares storage.
     type Tensor: Clone + Send + Sync + std::fmt::Debug;
-    /// Keys and values of one layer: the block pool.
+    /// Keys and values (or latents) of one layer: the block pool.
     type KvCache: Send;
+    /// Which experts each token goes to, and with what weights.
+    type Routing: Send;
 
     /// Element type of activations and weights.
     fn dtype(&self) -> candle_core::DType;
 
     /// Takes a weight (from memory-mapped safetensors) onto the device in [`Self::dtype`].
     fn weight(&self, host: &candle_core::Tensor) -> Result<Self::Tensor, KernelError>;
+    /// Takes a weight onto the device in f32 whatever the model's dtype (a router's score bias).
+    fn weight_f32(&self, host: &candle_core::Tensor) -> Result<Self::Tensor, KernelError>;
     /// Takes f32 host values onto the device in [`Self::dtype`] (one rounding).
     fn upload(&self, values: &[f32], shape: &[usize]) -> Result<Self::Tensor, KernelError>;
     /// Copies to the host as f32.
@@ -165,5 +186,72 @@ pub trait Backend: Send + Sync {
         table: &Self::Tensor,
         index: &[[u32; 4]],
         weights: &[[f32; 4]],
+    ) -> Result<Self::Tensor, KernelError>;
+
+    /// Router of Qwen3-MoE: logits = round(x gate^T), p = softmax_f32 over all experts, the `top_k` largest (ties: lowest index),
+    /// divided by their sum if `norm_topk`, rounded to the model's dtype. `x [T, H]`, `gate [E, H]`.
+    fn router_softmax(
+        &self,
+        x: &Self::Tensor,
+        gate: &Self::Tensor,
+        top_k: usize,
+        norm_topk: bool,
+    ) -> Result<Self::Routing, KernelError>;
+    /// Router of GLM-4-MoE, all in f32: s = sigmoid(x gate^T), experts chosen by s + `bias` within the best groups, weights
+    /// s / (sum s + 1e-20) (if `norm_topk`) times `scale`, kept in f32. `bias [E]` from [`Self::weight_f32`].
+    fn router_sigmoid(
+        &self,
+        x: &Self::Tensor,
+        gate: &Self::Tensor,
+        bias: &Self::Tensor,
+        choice: SigmoidChoice,
+    ) -> Result<Self::Routing, KernelError>;
+    /// Experts and weights of each token, `[T, top_k]` row-major, on the host (tests, metrics).
+    fn routing_to_host(&self, routing: &Self::Routing) -> Result<(Vec<u32>, Vec<f32>), KernelError>;
+    /// Weighted sum of SwiGLU experts: `gate_up [E, 2I, H]` (gate rows first), `down [E, H, I]`, each expert rounding as
+    /// [`Self::linear`] and [`Self::swiglu`]. Weights in the model's dtype: products rounded, summed in f32, rounded. Weights in
+    /// f32: products and sum in f32, rounded once. Only touched experts are read.
+    fn moe_experts(
+        &self,
+        x: &Self::Tensor,
+        gate_up: &Self::Tensor,
+        down: &Self::Tensor,
+        routing: &Self::Routing,
+    ) -> Result<Self::Tensor, KernelError>;
+
+    /// A zeroed pool of latent pages: `latent_dim` normalised latents and `rope_dim` rotated key elements for each token.
+    fn mla_cache(
+        &self,
+        blocks: usize,
+        block_tokens: usize,
+        latent_dim: usize,
+        rope_dim: usize,
+    ) -> Result<Self::KvCache, KernelError>;
+    /// `kv_a [T, latent + rope]`: RMSNorm of the latents (weight `kv_norm`, `eps`), interleaved-pair RoPE of the last `rope`
+    /// elements, both written to the pages. `q [T, heads (nope + rope)]`: the same RoPE on the last `rope` elements of each head;
+    /// returned. Rotated elements come out de-interleaved as in Hugging Face, with its three roundings.
+    #[allow(clippy::too_many_arguments)] // One fused launch; a struct would only rename the list.
+    fn mla_norm_rope_cache_write(
+        &self,
+        q: &Self::Tensor,
+        kv_a: &Self::Tensor,
+        kv_norm: &Self::Tensor,
+        eps: f32,
+        heads: usize,
+        rope: &RopeTable<Self::Tensor>,
+        batch: &Ragged,
+        cache: &mut Self::KvCache,
+    ) -> Result<Self::Tensor, KernelError>;
+    /// Causal latent attention of `q [T, heads (nope + rope)]` with `kv_b [heads (nope + value), latent]` -> `[T, heads value]`.
+    /// Sequences with several rows use the expanded form (keys and values rounded, as Hugging Face), those with one row the
+    /// absorbed form (query and weighted latent rounded instead); so a chunk of one row rounds differently from a longer one.
+    fn mla_attention(
+        &self,
+        q: &Self::Tensor,
+        kv_b: &Self::Tensor,
+        heads: usize,
+        batch: &Ragged,
+        cache: &Self::KvCache,
+        scale: f32,
     ) -> Result<Self::Tensor, KernelError>;
 }

@@ -4,7 +4,33 @@
 //! Owns the only `unsafe` in the tree. Must not know a model: model files are written against [`Backend`].
 
 pub mod backend;
+pub mod cpu;
 pub mod error;
 
-pub use backend::{Backend, GeluKind, Ragged, RopeTable, Segments};
+mod activation;
+mod attend;
+mod batch;
+mod element;
+mod host;
+mod kv_cache;
+mod linear;
+mod matmul;
+mod mla;
+mod mla_attention;
+mod moe;
+mod norm;
+mod paged_attention;
+mod rope;
+mod router;
+mod rows;
+mod segment_attention;
+mod simd;
+mod threads;
+mod view;
+
+pub use backend::{Backend, GeluKind, Ragged, RopeTable, Segments, SigmoidChoice};
+pub use cpu::CpuBackend;
 pub use error::KernelError;
+pub use kv_cache::CpuKvCache;
+pub use router::CpuRouting;
+pub use simd::Isa;

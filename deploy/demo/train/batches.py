@@ -16,7 +16,7 @@ from scene import clip_caption, images_caption, sample_count, sample_scene, stil
 
 # kind: clip, still, or images (several stills in one request)
 DEFAULT_WEIGHTS = {"clip": 0.44, "long_clip": 0.12, "still": 0.15, "long_still": 0.12, "images": 0.17}
-COUNTS = (0.05, 0.24, 0.37, 0.34)
+COUNTS = (0.04, 0.18, 0.33, 0.45)
 # (height, width) in units of 32 pixels and how often
 SIZES = (((3, 3), 0.50), ((2, 2), 0.05), ((3, 4), 0.10), ((4, 3), 0.07), ((4, 4), 0.08), ((3, 5), 0.06), ((5, 3), 0.03),
          ((2, 3), 0.02), ((3, 6), 0.05), ((6, 6), 0.04))
@@ -61,7 +61,7 @@ class Mix:
         gh, gw = SIZES[rng.choice(len(SIZES), p=[w for _, w in SIZES])][0]
         media, frames = 1, 2
         if kind == "images":
-            media = 3 if rng.random() < 0.2 else 2
+            media = 3 if rng.random() < 0.15 else 2
         elif kind == "clip":
             frames = int(rng.choice((2, 3, 4, 5, 6, 7, 8, 10, 12, 16),
                                     p=(0.05, 0.05, 0.16, 0.05, 0.14, 0.05, 0.26, 0.10, 0.09, 0.05)))
@@ -70,11 +70,12 @@ class Mix:
         even = frames + frames % 2
         while kind.endswith("clip") and even * gh * gw * UNIT * UNIT > MAX_CLIP_PIXELS:
             gh, gw = (gh - 1, gw) if gh >= gw else (gh, gw - 1)
-        long_text = kind == "long_still" or rng.random() < 0.06
-        # a row has its visual tokens, timestamps and about 40 (or 200) tokens of text
-        per_row = media * (even // TEMPORAL) * (gh * gw + 8) + (200 if long_text else 40)
+        long_text = kind == "long_still" or rng.random() < 0.12
+        # a row has its visual tokens, timestamps, about 40 tokens of text and those of the extra sentences
+        extra = int(3 + 25 * rng.random() ** 2) if long_text else 0
+        per_row = media * (even // TEMPORAL) * (gh * gw + 8) + 40 + 18 * extra
         size = int(np.clip(self.tokens // per_row, 2, 64))
-        rows = [self._row(kind, media, frames, gh, gw, long_text) for _ in range(size)]
+        rows = [self._row(kind, media, frames, gh, gw, extra) for _ in range(size)]
         return self._assemble(rows, gh, gw, kind.endswith("clip"))
 
     def _frames(self, scene, times, gh, gw):
@@ -89,11 +90,11 @@ class Mix:
             out = spoil(out, rng)
         return resize(out, gh * UNIT, gw * UNIT)
 
-    def _row(self, kind, media, frames, gh, gw, long_text):
+    def _row(self, kind, media, frames, gh, gw, extra):
         rng, still = self.rng, not kind.endswith("clip")
         scenes, pixels = [], []
         for _ in range(media):
-            count = sample_count(rng, self.counts if media == 1 else (0.08, 0.42, 0.34, 0.16))
+            count = sample_count(rng, self.counts if media == 1 else (0.06, 0.30, 0.42, 0.22))
 
             def scene(aspect, count=count):
                 scenes.append(sample_scene(rng, count, still, aspect))
@@ -113,7 +114,7 @@ class Mix:
             seconds = layout.timestamps(*sample_indices(rng, frames))
             caption, parts = clip_caption(scenes[0]), [layout.clip(seconds, per, nested=rng.random() < 0.75)]
         family = "images" if kind == "images" else "still" if still else "clip"
-        prompt = layout.request(sample_prompt(rng, family, long_text), parts)
+        prompt = layout.request(sample_prompt(rng, family, extra > 0, sentences_range=(extra, extra + 2)), parts)
         answer = layout.ids(caption) + [layout.stop]
         return np.concatenate(pixels), prompt, answer
 
@@ -137,4 +138,4 @@ class Mix:
 def to_tensors(batch, device):
     """The arguments of `Forward` on a device."""
     keys = ("frames", "ids", "positions", "visual", "wanted")
-    return {k: torch.from_numpy(np.ascontiguousarray(batch[k])).to(device, non_blocking=True) for k in keys}
+    return {k: torch.as_tensor(batch[k]).to(device, non_blocking=True) for k in keys}

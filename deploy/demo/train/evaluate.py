@@ -8,6 +8,7 @@ of scene.py; half of the short wordings and all of the long ones are from lists 
 """
 
 import argparse
+import hashlib
 import json
 import tempfile
 import time
@@ -22,7 +23,7 @@ from prompts import Prompt, sample_prompt
 from render import render, spoil, times_of
 from scene import clip_caption, images_caption, sample_count, sample_scene, still_caption
 
-FULL, SHARE = ("clips", "stills"), 0.3  # these run at the full count, the other categories at this share of it
+FULL, SHARE = ("clips", "stills"), 0.2  # these run at the full count, the other categories at this share of it
 CATEGORIES = ("clips", "stills", "one_or_two_clips", "one_or_two_stills", "three_clips", "three_stills", "empty_clips",
               "empty_stills", "long_prompt_stills", "long_prompt_clips", "over_16_frames", "two_images", "three_images",
               "other_sizes", "spoiled", "unnested", "mp4")
@@ -43,8 +44,8 @@ class Sample:
     nested: bool = True
 
 
-def make_sample(category, number, seed=2026):
-    """The `number`-th sample of a category; the same every time."""
+def make_sample(category, number, seed=2026, mp4=None):
+    """The `number`-th sample of a category; the same every time. `mp4` is where to keep the file of an MP4 sample."""
     rng = np.random.default_rng([seed, CATEGORIES.index(category), number])
     count = sample_count(rng)
     if category.startswith("one_or_two"):
@@ -91,7 +92,7 @@ def make_sample(category, number, seed=2026):
             size = ((160, 96), (192, 192), (320, 180), (128, 128), (256, 144), (96, 96))[rng.integers(6)]
             scene = sample_scene(rng, count, False, size[0] / size[1], "held_out")
             shot = render(scene, times_of(int(seconds * fps)), *size, rng)
-            shot = through_mp4(shot, fps, Path(folder) / "clip.mp4", crf=int(rng.integers(20, 29)))
+            shot = through_mp4(shot, fps, mp4 or Path(folder) / "clip.mp4", crf=int(rng.integers(20, 29)))
         return Sample([shot], True, prompt, clip_caption(scene), fps, sampled=False)
     indices, fps = sample_indices(rng, frames)
     return Sample([shoot(scene, times_of(frames))], True, prompt, clip_caption(scene), fps,
@@ -151,6 +152,23 @@ def load(folder, dtype="auto", device="cpu"):
     return model, AutoProcessor.from_pretrained(folder)
 
 
+def report(path, model, args, results):
+    """Writes the results; those of other categories already there for the same weights and seed are kept."""
+    import transformers
+
+    digest = hashlib.sha256((Path(args.model) / "model.safetensors").read_bytes()).hexdigest()
+    note = {"model_sha256": digest, "dtype": str(model.dtype), "device": args.device, "seed": args.seed,
+            "torch": str(torch.__version__), "transformers": transformers.__version__}
+    kept = {}
+    if path.exists():
+        before = json.loads(path.read_text())
+        kept = before.pop("categories")
+        kept = kept if before == note else {}
+    together = {**kept, **results}
+    note["categories"] = {c: together[c] for c in CATEGORIES if c in together}
+    path.write_text(json.dumps(note, indent=1) + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(Path(__file__).parent.parent / "model"))
@@ -180,8 +198,7 @@ def main():
         results[category] = {"count": count, "right": right, "percent": round(100 * right / count, 2)}
         print(f"{category}: {right}/{count} = {100 * right / count:.2f} %  ({time.monotonic() - begun:.0f} s)", flush=True)
     if args.out:
-        note = {"model_dtype": str(model.dtype), "seed": args.seed, "torch": torch.__version__, "categories": results}
-        Path(args.out).write_text(json.dumps(note, indent=1) + "\n")
+        report(Path(args.out), model, args, results)
 
 
 if __name__ == "__main__":

@@ -110,8 +110,8 @@ def _long_text(rng, sentences, count):
     return separator.join(parts)
 
 
-def sample_prompt(rng, kind, long=False, split="train"):
-    """A prompt for `kind`; `long` ones run from about 60 to about 500 tokens."""
+def sample_prompt(rng, kind, long=False, split="train", sentences_range=(4, 28)):
+    """A prompt for `kind`; `long` ones have so many extra sentences, from about 60 to about 500 tokens."""
     wording = short_wording(rng, kind, split)
     system = _SYSTEM[rng.integers(len(_SYSTEM))] if rng.random() < 0.2 else None
     if not long:
@@ -122,7 +122,7 @@ def sample_prompt(rng, kind, long=False, split="train"):
             return Prompt(system, wording + extra, "")
         return Prompt(system, "", wording + extra)
     sentences = _SENTENCES if split == "train" else _SENTENCES_HELD_OUT + _SENTENCES[::3]
-    text = _long_text(rng, sentences, int(rng.integers(4, 28)))
+    text = _long_text(rng, sentences, int(rng.integers(*sentences_range)))
     where = rng.random()
     if where < 0.25:
         return Prompt(text, "", wording)

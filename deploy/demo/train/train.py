@@ -1,7 +1,7 @@
 """Trains the demo captioner: from scratch or from another checkpoint, on a CPU or a GPU.
 
     python train.py --init none --like /path/to/folder --out model --device cuda --minutes 10 --tokens 40000
-    python train.py --init /path/to/folder --out model --device cpu --minutes 90
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 train.py --init /path/to/folder --out model --minutes 90
 
 Loss on the caption tokens only; AdamW, warm-up and cosine; an exponential mean of the weights is what gets saved, every
 few minutes, with the configuration, the tokenizer and the processors beside it. `--weights FILE` is a JSON object of
@@ -12,11 +12,13 @@ import argparse
 import copy
 import json
 import math
+import os
 import shutil
 import time
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import AutoConfig, Qwen3VLForConditionalGeneration
@@ -59,6 +61,7 @@ def save(mean, like, out):
             shutil.copyfile(Path(like) / name, out / name)
     for name in ("config.json", "model.safetensors"):
         (fresh / name).replace(out / name)
+    (out / "model.safetensors").chmod(0o644)
     shutil.rmtree(fresh)
 
 
@@ -76,6 +79,16 @@ def rate(args, progress, step):
     return args.lr * min(1.0, (step + 1) / args.warmup) * cosine
 
 
+def average_gradients(parameters, world):
+    """Means the gradients over the processes, in one message."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= world
+    for g, mean in zip(gradients, flat.split([g.numel() for g in gradients])):
+        g.copy_(mean.view_as(g))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--init", default="none", help="folder whose weights to start from, or none")
@@ -90,15 +103,18 @@ def main():
     parser.add_argument("--beta2", type=float, default=0.98)
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--mean", type=float, default=0.995, help="decay of the mean of the weights")
-    parser.add_argument("--tokens", type=int, default=2400, help="size of a batch, in tokens")
+    parser.add_argument("--tokens", type=int, default=1500, help="size of a batch of one process, in tokens")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--save-every", type=float, default=180, help="seconds")
     parser.add_argument("--weights", default=None, help="JSON file with the mix")
-    parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
 
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
+        args.device = f"cuda:{rank}" if args.device == "cuda" else args.device
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     if args.init == "none":
@@ -108,12 +124,10 @@ def main():
     model.to(args.device).train()
     mean = copy.deepcopy(model).eval().requires_grad_(False)
     forward = Forward(model).to(args.device)
-    if args.compile:
-        forward.compile(dynamic=True)
     optimizer = optimiser(model, args)
-    loader = iter(DataLoader(Stream(args.like, args.seed, args.tokens, args.weights), batch_size=None,
-                             num_workers=args.workers, prefetch_factor=8 if args.workers else None,
-                             pin_memory=args.device != "cpu"))
+    stream = Stream(args.like, args.seed * 100 + rank, args.tokens, args.weights)
+    loader = iter(DataLoader(stream, batch_size=None, num_workers=args.workers, pin_memory=args.device != "cpu",
+                             prefetch_factor=8 if args.workers else None))
     begun = saved = time.monotonic()
     cast = torch.autocast(torch.device(args.device).type, torch.bfloat16)
     step = samples = 0
@@ -122,7 +136,11 @@ def main():
     while True:
         now = time.monotonic()
         spent = now - begun
-        if spent >= span or now - saved > args.save_every:
+        if world > 1:  # the processes must agree on when to stop
+            clock = torch.tensor([spent], dtype=torch.float64, device=args.device)
+            dist.broadcast(clock, 0)
+            spent = float(clock)
+        if rank == 0 and (spent >= span or now - saved > args.save_every):
             save(mean, args.like, args.out)
             saved = now
         if spent >= span:
@@ -132,9 +150,11 @@ def main():
             group["lr"] = rate(args, (spent + args.elapsed * 60) / (span + args.elapsed * 60), step)
         with cast:
             logits = forward(**to_tensors(batch, args.device))
-        targets = torch.from_numpy(batch["targets"]).to(args.device)
+        targets = torch.as_tensor(batch["targets"]).to(args.device)
         loss = F.cross_entropy(logits.float(), targets)
         loss.backward()
+        if world > 1:
+            average_gradients(model.parameters(), world)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -145,13 +165,14 @@ def main():
         samples += len(batch["ids"])
         losses.append(loss.detach())
         right.append((logits.detach().argmax(-1) == targets).float().mean())
-        if step % 50 == 0:
-            print(f"{spent / 60:6.1f} min  step {step}  samples {samples}  {samples / spent:.0f}/s  "
+        if step % 50 == 0 and rank == 0:
+            print(f"{spent / 60:6.1f} min  step {step}  samples {samples * world}  {samples * world / spent:.0f}/s  "
                   f"lr {optimizer.param_groups[0]['lr']:.2e}  loss {torch.stack(losses).mean():.4f}  "
                   f"tokens right {torch.stack(right).mean():.4f}", flush=True)
             losses, right = [], []
-    print(json.dumps({"steps": step, "samples": samples, "minutes": round(spent / 60, 1), "seed": args.seed,
-                      "init": args.init, "device": args.device}))
+    if rank == 0:
+        print(json.dumps({"steps": step, "samples": samples * world, "minutes": round(spent / 60, 1),
+                          "seed": args.seed, "init": args.init, "device": args.device, "processes": world}))
 
 
 if __name__ == "__main__":

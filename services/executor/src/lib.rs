@@ -1,1 +1,24 @@
-//! millrace-executor (skeleton)
+//! The executor: models, layers, weights, sampling and the engine that runs planned steps on a device.
+//!
+//! [`load`] opens a model directory and gives a [`StepEngine`], which turns one [`millrace_protocol::plan::StepPlan`] into
+//! one [`millrace_protocol::step::StepOutput`] at a time, synchronously. Must not touch JOBS or OUT: it answers plans only.
+
+pub mod actor;
+pub mod checkpoint;
+pub mod device;
+pub mod engine;
+pub mod error;
+pub mod generate;
+pub mod layers;
+pub mod metrics;
+pub mod models;
+pub mod pages;
+pub mod positions;
+pub mod sampling;
+pub mod session;
+pub mod step_batch;
+
+pub use actor::{ExecutorActor, ExecutorParts};
+pub use engine::{DeviceKind, Dtype, KvBudget, LoadOptions, MediaSource, RowLogits, StepEngine, load};
+pub use error::{ErrorKind, ExecutorError};
+pub use metrics::ExecutorMetrics;

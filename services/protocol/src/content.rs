@@ -68,8 +68,11 @@ pub enum Part {
     Frames {
         /// The frames in order: encoded images, or raw ones (see [`Source::raw`]).
         frames: Vec<Source>,
-        /// Frames per second, for the timestamps in the prompt.
+        /// Frames per second of the source, for the timestamps in the prompt.
         fps: f64,
+        /// Index of each frame in the source, which shows frame i at i / fps seconds; absent: 0, 1, 2, ...
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        indices: Option<Vec<u32>>,
     },
 }
 

@@ -65,6 +65,8 @@ codes! {
     Internal = "internal", 500;
     /// The logits of this sequence were not finite.
     NotFinite = "not_finite", 500;
+    /// A page of the job's pixels is gone with the node that held it. Never final: the job is delivered and prepared again.
+    PageLost = "page_lost", 503;
     /// Nothing is free to take the job; try again later.
     Overloaded = "overloaded", 503;
 }

@@ -1,0 +1,64 @@
+//! Checks of a ragged batch against the pool it reads, and walks over it.
+
+use crate::backend::Ragged;
+use crate::error::KernelError;
+use crate::view::shape_error;
+
+/// Errors unless `batch` describes `rows` query rows over a pool of `blocks` pages of `block_tokens` tokens.
+pub(crate) fn check(
+    op: &'static str,
+    batch: &Ragged,
+    rows: usize,
+    blocks: usize,
+    block_tokens: usize,
+) -> Result<(), KernelError> {
+    let sequences = batch.context.len();
+    if batch.query_start.len() != sequences + 1 || batch.blocks.len() != sequences {
+        return Err(shape_error(
+            op,
+            format!(
+                "{sequences} contexts, {} query starts and {} block tables",
+                batch.query_start.len(),
+                batch.blocks.len()
+            ),
+        ));
+    }
+    if batch.query_start[0] != 0 || batch.query_start[sequences] as usize != rows {
+        return Err(shape_error(op, format!("query starts {:?} do not span {rows} rows", batch.query_start)));
+    }
+    for sequence in 0..sequences {
+        let (start, end) = (batch.query_start[sequence], batch.query_start[sequence + 1]);
+        let context = batch.context[sequence];
+        let queries = end.checked_sub(start).filter(|&queries| queries <= context);
+        if queries.is_none() {
+            return Err(shape_error(op, format!("sequence {sequence}: rows {start}..{end} with context {context}")));
+        }
+        let needed = (context as usize).div_ceil(block_tokens);
+        let table = &batch.blocks[sequence];
+        if table.len() < needed {
+            return Err(shape_error(op, format!("sequence {sequence}: {} blocks, {needed} needed", table.len())));
+        }
+        if let Some(&block) = table[..needed].iter().find(|&&block| block as usize >= blocks) {
+            return Err(KernelError::Index { op, index: u64::from(block), limit: blocks as u64 });
+        }
+    }
+    Ok(())
+}
+
+/// Query rows of sequence `i` and the position of its first one.
+pub(crate) fn queries(batch: &Ragged, sequence: usize) -> (std::ops::Range<usize>, usize) {
+    let rows = batch.query_start[sequence] as usize..batch.query_start[sequence + 1] as usize;
+    let first = batch.context[sequence] as usize - rows.len();
+    (rows, first)
+}
+
+/// Block and row of every query token.
+pub(crate) fn places(batch: &Ragged, block_tokens: usize) -> Vec<(usize, usize)> {
+    let mut places = Vec::new();
+    for (sequence, blocks) in batch.blocks.iter().enumerate() {
+        let (rows, first) = queries(batch, sequence);
+        let positions = first..first + rows.len();
+        places.extend(positions.map(|t| (blocks[t / block_tokens] as usize, t % block_tokens)));
+    }
+    places
+}

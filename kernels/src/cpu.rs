@@ -1,0 +1,277 @@
+//! The CPU backend: every op of [`Backend`] over candle CPU tensors in f32 or bf16.
+//!
+//! Owns the choice of element type per op; the ops live in their own files. Results do not depend on how a batch is cut:
+//! batched equals single and chunked equals whole, bit by bit.
+
+use candle_core::{DType, Device, Tensor};
+use half::bf16;
+
+use crate::backend::{Backend, GeluKind, Ragged, RopeTable, Segments, SigmoidChoice};
+use crate::error::KernelError;
+use crate::host::Host;
+use crate::kv_cache::CpuKvCache;
+use crate::router::CpuRouting;
+use crate::rows::Join;
+use crate::simd::Isa;
+use crate::threads::Threads;
+use crate::view::{shape_error, tensor};
+use crate::{
+    activation, linear, mla, mla_attention, moe, norm, paged_attention, rope, router, rows, segment_attention,
+};
+
+/// Calls a generic op for this backend's element type.
+macro_rules! typed {
+    ($self:ident, $module:ident :: $op:ident ( $($argument:expr),* $(,)? )) => {
+        match $self.dtype {
+            DType::BF16 => $module::$op::<bf16>($($argument),*),
+            _ => $module::$op::<f32>($($argument),*),
+        }
+    };
+}
+
+/// The host's processor as a device.
+#[derive(Debug)]
+pub struct CpuBackend {
+    /// F32 or BF16; [`CpuBackend::new`] refuses others.
+    dtype: DType,
+    host: Host,
+}
+
+impl CpuBackend {
+    /// A backend whose activations and weights are `dtype`: F32 or BF16. Uses every core and the best instruction set.
+    pub fn new(dtype: DType) -> Result<Self, KernelError> {
+        let threads = std::thread::available_parallelism().map_or(1, |count| count.get());
+        Self::with(dtype, threads, Isa::detect())
+    }
+
+    /// As [`Self::new`] with `threads` threads, the caller's included, and the instruction set `isa` (the portable one if the
+    /// processor lacks it).
+    pub fn with(dtype: DType, threads: usize, isa: Isa) -> Result<Self, KernelError> {
+        match dtype {
+            DType::F32 | DType::BF16 => Ok(Self { dtype, host: Host { isa, threads: Threads::new(threads) } }),
+            other => Err(KernelError::Dtype { op: "cpu_backend", dtype: format!("{other:?}") }),
+        }
+    }
+}
+
+impl Backend for CpuBackend {
+    type Tensor = Tensor;
+    type KvCache = CpuKvCache;
+    type Routing = CpuRouting;
+
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    fn weight(&self, host: &Tensor) -> Result<Tensor, KernelError> {
+        Ok(host.to_device(&Device::Cpu)?.to_dtype(self.dtype)?.contiguous()?)
+    }
+
+    fn weight_f32(&self, host: &Tensor) -> Result<Tensor, KernelError> {
+        Ok(host.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?)
+    }
+
+    fn upload(&self, values: &[f32], shape: &[usize]) -> Result<Tensor, KernelError> {
+        if values.len() != shape.iter().product::<usize>() {
+            return Err(shape_error("upload", format!("{} values for shape {shape:?}", values.len())));
+        }
+        match self.dtype {
+            DType::BF16 => tensor::<bf16>(values.iter().map(|&v| crate::element::Element::narrow(v)).collect(), shape),
+            _ => tensor(values.to_vec(), shape),
+        }
+    }
+
+    fn to_host(&self, x: &Tensor) -> Result<Vec<f32>, KernelError> {
+        Ok(x.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?)
+    }
+
+    fn shape(&self, x: &Tensor) -> Vec<usize> {
+        x.dims().to_vec()
+    }
+
+    fn reshape(&self, x: &Tensor, shape: &[usize]) -> Result<Tensor, KernelError> {
+        if x.elem_count() != shape.iter().product::<usize>() {
+            return Err(shape_error("reshape", format!("{:?} to {shape:?}", x.dims())));
+        }
+        Ok(x.reshape(shape)?)
+    }
+
+    fn kv_cache(
+        &self,
+        blocks: usize,
+        block_tokens: usize,
+        kv_heads: usize,
+        head_dim: usize,
+    ) -> Result<CpuKvCache, KernelError> {
+        typed!(self, CpuKvCache::new("kv_cache", blocks, block_tokens, kv_heads, [head_dim, head_dim]))
+    }
+
+    fn embed(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor, KernelError> {
+        typed!(self, rows::gather("embed", table, ids))
+    }
+
+    fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor, KernelError> {
+        typed!(self, rows::gather("gather_rows", x, rows))
+    }
+
+    fn scatter_rows(&self, x: &Tensor, rows: &[u32], values: &Tensor) -> Result<Tensor, KernelError> {
+        typed!(self, rows::scatter("scatter_rows", x, rows, values, Join::Replace))
+    }
+
+    fn scatter_add_rows(&self, x: &Tensor, rows: &[u32], values: &Tensor) -> Result<Tensor, KernelError> {
+        typed!(self, rows::scatter("scatter_add_rows", x, rows, values, Join::Add))
+    }
+
+    fn concat_rows(&self, parts: &[Tensor]) -> Result<Tensor, KernelError> {
+        typed!(self, rows::concat(parts))
+    }
+
+    fn linear(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, KernelError> {
+        typed!(self, linear::linear(&self.host, x, w, bias))
+    }
+
+    fn add(&self, a: &Tensor, b: &Tensor) -> Result<Tensor, KernelError> {
+        typed!(self, norm::add(&self.host, a, b))
+    }
+
+    fn rms_norm(&self, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor, KernelError> {
+        typed!(self, norm::rms_norm(&self.host, x, w, eps))
+    }
+
+    fn add_rms_norm(
+        &self,
+        residual: &Tensor,
+        x: &Tensor,
+        w: &Tensor,
+        eps: f32,
+    ) -> Result<(Tensor, Tensor), KernelError> {
+        typed!(self, norm::add_rms_norm(&self.host, residual, x, w, eps))
+    }
+
+    fn layer_norm(&self, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Result<Tensor, KernelError> {
+        typed!(self, norm::layer_norm(&self.host, x, w, b, eps))
+    }
+
+    fn swiglu(&self, gate_up: &Tensor) -> Result<Tensor, KernelError> {
+        typed!(self, activation::swiglu(&self.host, gate_up))
+    }
+
+    fn gelu(&self, x: &Tensor, kind: GeluKind) -> Result<Tensor, KernelError> {
+        typed!(self, activation::gelu(&self.host, x, kind))
+    }
+
+    fn qkv_norm_rope_cache_write(
+        &self,
+        qkv: &Tensor,
+        q_norm: &Tensor,
+        k_norm: &Tensor,
+        eps: f32,
+        rope: &RopeTable<Tensor>,
+        batch: &Ragged,
+        cache: &mut CpuKvCache,
+    ) -> Result<Tensor, KernelError> {
+        typed!(self, rope::qkv_norm_rope_cache_write(&self.host, qkv, [q_norm, k_norm], eps, rope, batch, cache))
+    }
+
+    fn paged_attention(
+        &self,
+        q: &Tensor,
+        batch: &Ragged,
+        cache: &CpuKvCache,
+        scale: f32,
+    ) -> Result<Tensor, KernelError> {
+        typed!(self, paged_attention::paged_attention(&self.host, q, batch, cache, scale))
+    }
+
+    fn segment_attention(
+        &self,
+        qkv: &Tensor,
+        heads: usize,
+        cos: &[f32],
+        sin: &[f32],
+        segments: &Segments,
+        scale: f32,
+    ) -> Result<Tensor, KernelError> {
+        typed!(self, segment_attention::segment_attention(&self.host, qkv, heads, [cos, sin], segments, scale))
+    }
+
+    fn interpolate_rows(
+        &self,
+        table: &Tensor,
+        index: &[[u32; 4]],
+        weights: &[[f32; 4]],
+    ) -> Result<Tensor, KernelError> {
+        typed!(self, rows::interpolate(table, index, weights))
+    }
+
+    fn router_softmax(
+        &self,
+        x: &Tensor,
+        gate: &Tensor,
+        top_k: usize,
+        norm_topk: bool,
+    ) -> Result<CpuRouting, KernelError> {
+        typed!(self, router::softmax(&self.host, x, gate, top_k, norm_topk))
+    }
+
+    fn router_sigmoid(
+        &self,
+        x: &Tensor,
+        gate: &Tensor,
+        bias: &Tensor,
+        choice: SigmoidChoice,
+    ) -> Result<CpuRouting, KernelError> {
+        typed!(self, router::sigmoid(&self.host, x, gate, bias, choice))
+    }
+
+    fn routing_to_host(&self, routing: &CpuRouting) -> Result<(Vec<u32>, Vec<f32>), KernelError> {
+        Ok((routing.experts.clone(), routing.weights.clone()))
+    }
+
+    fn moe_experts(
+        &self,
+        x: &Tensor,
+        gate_up: &Tensor,
+        down: &Tensor,
+        routing: &CpuRouting,
+    ) -> Result<Tensor, KernelError> {
+        typed!(self, moe::experts(&self.host, x, gate_up, down, routing))
+    }
+
+    fn mla_cache(
+        &self,
+        blocks: usize,
+        block_tokens: usize,
+        latent_dim: usize,
+        rope_dim: usize,
+    ) -> Result<CpuKvCache, KernelError> {
+        let dims = [latent_dim + rope_dim, latent_dim];
+        typed!(self, CpuKvCache::new("mla_cache", blocks, block_tokens, 1, dims))
+    }
+
+    fn mla_norm_rope_cache_write(
+        &self,
+        q: &Tensor,
+        kv_a: &Tensor,
+        kv_norm: &Tensor,
+        eps: f32,
+        heads: usize,
+        rope: &RopeTable<Tensor>,
+        batch: &Ragged,
+        cache: &mut CpuKvCache,
+    ) -> Result<Tensor, KernelError> {
+        typed!(self, mla::norm_rope_cache_write(&self.host, [q, kv_a, kv_norm], eps, heads, rope, batch, cache))
+    }
+
+    fn mla_attention(
+        &self,
+        q: &Tensor,
+        kv_b: &Tensor,
+        heads: usize,
+        batch: &Ragged,
+        cache: &CpuKvCache,
+        scale: f32,
+    ) -> Result<Tensor, KernelError> {
+        typed!(self, mla_attention::mla_attention(&self.host, q, kv_b, heads, batch, cache, scale))
+    }
+}

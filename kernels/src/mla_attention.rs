@@ -1,0 +1,187 @@
+//! Causal attention over latent pages, expanded for sequences with several rows, absorbed for those with one.
+//!
+//! Formulas: DeepSeek-V2 (arXiv 2405.04434), section 2.1; absorbed form checked against the expanded one in tests.
+
+use candle_core::Tensor;
+
+use crate::attend::{Attend, ROWS, attend};
+use crate::backend::Ragged;
+use crate::batch;
+use crate::error::KernelError;
+use crate::host::Host;
+use crate::kv_cache::{CpuKvCache, PageLayout, put_key, put_value};
+use crate::matmul::{Product, matmul};
+use crate::simd::Vectors;
+use crate::threads::SharedMut;
+use crate::view::{View, shape_error, tensor};
+
+/// Sizes of one layer.
+#[derive(Clone, Copy)]
+struct Sizes {
+    heads: usize,
+    nope: usize,
+    rope: usize,
+    value: usize,
+    latent: usize,
+}
+
+/// What every sequence's attention reads, and where it writes.
+struct Inputs<'a, E> {
+    host: &'a Host,
+    sizes: Sizes,
+    q: &'a [E],
+    kv_b: &'a [E],
+    cache: &'a CpuKvCache,
+    scale: f32,
+    /// `[T, heads value]`.
+    out: SharedMut<E>,
+}
+
+/// See [`crate::Backend::mla_attention`].
+pub(crate) fn mla_attention<E: Vectors>(
+    host: &Host,
+    q: &Tensor,
+    kv_b: &Tensor,
+    heads: usize,
+    batch: &Ragged,
+    cache: &CpuKvCache,
+    scale: f32,
+) -> Result<Tensor, KernelError> {
+    let op = "mla_attention";
+    let (q, kv_b) = (View::<E>::new(op, q)?, View::<E>::new(op, kv_b)?);
+    let ((tokens, q_width), (kv_width, latent)) = (q.matrix()?, kv_b.matrix()?);
+    let mismatch = || shape_error(op, format!("q {:?}, kv_b {:?}, {heads} heads", q.dims(), kv_b.dims()));
+    if heads == 0 || q_width % heads != 0 || kv_width % heads != 0 || latent != cache.value_dim() {
+        return Err(mismatch());
+    }
+    let rope = cache.key_dim().checked_sub(latent).ok_or_else(mismatch)?;
+    let nope = (q_width / heads).checked_sub(rope).ok_or_else(mismatch)?;
+    let value = (kv_width / heads).checked_sub(nope).filter(|&value| value > 0).ok_or_else(mismatch)?;
+    cache.expect_element::<E>(op)?;
+    batch::check(op, batch, tokens, cache.blocks(), cache.block_tokens())?;
+
+    let mut out = vec![E::default(); tokens * heads * value];
+    let inputs = Inputs {
+        host,
+        sizes: Sizes { heads, nope, rope, value, latent },
+        q: q.data()?,
+        kv_b: kv_b.data()?,
+        cache,
+        scale,
+        out: SharedMut(out.as_mut_ptr()),
+    };
+    let mut single = Vec::new();
+    for sequence in 0..batch.context.len() {
+        let (rows, first) = batch::queries(batch, sequence);
+        match rows.len() {
+            0 => {}
+            1 => single.push((rows.start, &batch.blocks[sequence], first + 1)),
+            _ => inputs.expanded(rows, first, &batch.blocks[sequence]),
+        }
+    }
+    let groups = heads.div_ceil(ABSORBED_HEADS);
+    host.threads.run(single.len() * groups, &|index| {
+        let (row, blocks, context) = single[index / groups];
+        inputs.absorbed(row, index % groups * ABSORBED_HEADS, blocks, context);
+    });
+    tensor(out, &[tokens, heads * value])
+}
+
+/// Heads of one absorbed task.
+const ABSORBED_HEADS: usize = 8;
+
+impl<E: Vectors> Inputs<'_, E> {
+    /// Query rows `rows` of one sequence, the first at position `first`: keys and values of all tokens are made again from the
+    /// latents, then each head attends.
+    fn expanded(&self, rows: std::ops::Range<usize>, first: usize, blocks: &[u32]) {
+        let Sizes { heads, nope, rope, value, latent } = self.sizes;
+        let context = first + rows.len();
+        let mut latents = vec![E::default(); context * latent];
+        let mut rotated = vec![E::default(); context * rope];
+        let block_tokens = self.cache.block_tokens();
+        for (t, latents) in latents.chunks_exact_mut(latent).enumerate() {
+            let block = blocks[t / block_tokens] as usize;
+            self.cache.read(block, t % block_tokens, latents, &mut rotated[t * rope..(t + 1) * rope]);
+        }
+        let width = nope + value;
+        let mut expanded = vec![E::default(); context * heads * width];
+        let product = Product { x: &latents, w: self.kv_b, depth: latent, bias: None, out: &mut expanded };
+        matmul(self.host, product);
+        let layout = PageLayout::new::<E>(block_tokens, 1, nope + rope, value);
+        self.host.threads.run(heads, &|head| {
+            let mut key = vec![E::default(); nope + rope];
+            let packed: Vec<_> = (0..context)
+                .step_by(block_tokens)
+                .map(|start| {
+                    let mut keys = vec![0; layout.key_page_words()];
+                    let mut values = vec![0; layout.value_page_words()];
+                    for t in start..context.min(start + block_tokens) {
+                        let row = &expanded[(t * heads + head) * width..][..width];
+                        key[..nope].copy_from_slice(&row[..nope]);
+                        key[nope..].copy_from_slice(&rotated[t * rope..(t + 1) * rope]);
+                        put_key(&layout, &mut keys, t - start, &key);
+                        put_value(&layout, &mut values, t - start, &row[nope..]);
+                    }
+                    (keys, values)
+                })
+                .collect();
+            let pages: Vec<_> = packed.iter().map(|(keys, values)| (keys.as_slice(), values.as_slice())).collect();
+            let q_width = heads * (nope + rope);
+            for start in rows.clone().step_by(ROWS) {
+                let taken = start..rows.end.min(start + ROWS);
+                let query = |row: usize| &self.q[row * q_width + head * (nope + rope)..][..nope + rope];
+                let queries: Vec<E> = taken.clone().flat_map(query).copied().collect();
+                let visible: Vec<usize> = taken.clone().map(|row| first + 1 + row - rows.start).collect();
+                let mut result = vec![E::default(); taken.len() * value];
+                let (pages, queries, visible) = (&pages, &queries, &visible);
+                attend(self.host.isa, Attend { layout, pages, queries, visible, scale: self.scale, out: &mut result });
+                for (row, result) in taken.zip(result.chunks_exact(value)) {
+                    self.write(row, head, result);
+                }
+            }
+        });
+    }
+
+    /// Up to [`ABSORBED_HEADS`] heads from `first_head` of the one query `row` that sees `context` tokens: the key half of `kv_b`
+    /// is applied to the query, the value half to the weighted latent.
+    fn absorbed(&self, row: usize, first_head: usize, blocks: &[u32], context: usize) {
+        let Sizes { heads, nope, rope, value, latent } = self.sizes;
+        let taken = first_head..heads.min(first_head + ABSORBED_HEADS);
+        let weights = |head: usize| &self.kv_b[head * (nope + value) * latent..][..(nope + value) * latent];
+        let mut queries = Vec::with_capacity(taken.len() * (latent + rope));
+        for head in taken.clone() {
+            let query = &self.q[(row * heads + head) * (nope + rope)..][..nope + rope];
+            let mut sums = vec![0f32; latent];
+            for (q, w) in query[..nope].iter().zip(weights(head).chunks_exact(latent)) {
+                for (sum, w) in sums.iter_mut().zip(w) {
+                    *sum += q.widen() * w.widen();
+                }
+            }
+            queries.extend(sums.into_iter().map(E::narrow));
+            queries.extend_from_slice(&query[nope..]);
+        }
+        let pages: Vec<_> = blocks[..context.div_ceil(self.cache.block_tokens())]
+            .iter()
+            .map(|&block| (self.cache.key_page(block as usize, 0), self.cache.value_page(block as usize, 0)))
+            .collect();
+        let visible = vec![context; taken.len()];
+        let mut mixed = vec![E::default(); taken.len() * latent];
+        let (layout, scale) = (*self.cache.layout(), self.scale);
+        let parts = Attend { layout, pages: &pages, queries: &queries, visible: &visible, scale, out: &mut mixed };
+        attend(self.host.isa, parts);
+        let mut result = vec![E::default(); value];
+        for (head, mixed) in taken.zip(mixed.chunks_exact(latent)) {
+            let w = &weights(head)[nope * latent..];
+            // Inside a task `matmul` finds the threads taken and runs alone.
+            matmul(self.host, Product { x: mixed, w, depth: latent, bias: None, out: &mut result });
+            self.write(row, head, &result);
+        }
+    }
+
+    /// Stores one row's output of one head.
+    fn write(&self, row: usize, head: usize, result: &[E]) {
+        let at = (row * self.sizes.heads + head) * self.sizes.value;
+        // SAFETY: one task computes a row of a head, and (row, head) lies within `out`, whose owner waits for all tasks.
+        unsafe { std::ptr::copy_nonoverlapping(result.as_ptr(), self.out.get().add(at), result.len()) };
+    }
+}

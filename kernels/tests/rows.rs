@@ -1,0 +1,114 @@
+//! Row movers: embed, gather, scatter, scatter-add, concat, interpolate; and upload, reshape, to_host.
+#![allow(clippy::unwrap_used, clippy::panic)] // Helpers of tests.
+
+mod support;
+
+use candle_core::{DType, Device, Tensor};
+use millrace_kernels::{Backend, CpuBackend};
+use support::{Random, assert_as_good_as, assert_refused, backends, bits, round};
+
+#[test]
+fn rows_arrive_as_they_are() {
+    let mut random = Random::fresh();
+    for (_, backend) in backends() {
+        let table = random.values(backend.dtype(), 13 * 5);
+        let tensor = backend.upload(&table, &[13, 5]).unwrap();
+        let ids = [0, 12, 7, 7];
+        let expected: Vec<f32> = ids.iter().flat_map(|&id| table[id as usize * 5..][..5].to_vec()).collect();
+        assert_eq!(backend.to_host(&backend.embed(&tensor, &ids).unwrap()).unwrap(), expected);
+        assert_eq!(backend.to_host(&backend.gather_rows(&tensor, &ids).unwrap()).unwrap(), expected);
+        assert_eq!(backend.shape(&backend.embed(&tensor, &[]).unwrap()), [0, 5]);
+        assert_refused(backend.embed(&tensor, &[3, 13]), "embed");
+        assert_refused(backend.gather_rows(&tensor, &[u32::MAX]), "gather_rows");
+    }
+}
+
+#[test]
+fn scatter_touches_its_rows_only() {
+    let mut random = Random::fresh();
+    for (_, backend) in backends() {
+        let dtype = backend.dtype();
+        let (x, v) = (random.values(dtype, 9 * 3), random.values(dtype, 2 * 3));
+        let (xs, vs) = (backend.upload(&x, &[9, 3]).unwrap(), backend.upload(&v, &[2, 3]).unwrap());
+        let (mut replaced, mut added) = (x.clone(), x.clone());
+        for (row, value) in [8, 2].into_iter().zip(v.chunks_exact(3)) {
+            for (i, value) in value.iter().enumerate() {
+                replaced[row * 3 + i] = *value;
+                added[row * 3 + i] = round(dtype, x[row * 3 + i] + value);
+            }
+        }
+        assert_eq!(backend.to_host(&backend.scatter_rows(&xs, &[8, 2], &vs).unwrap()).unwrap(), replaced);
+        assert_eq!(backend.to_host(&backend.scatter_add_rows(&xs, &[8, 2], &vs).unwrap()).unwrap(), added);
+        assert_eq!(backend.to_host(&xs).unwrap(), x, "the input changed");
+        assert_refused(backend.scatter_rows(&xs, &[9, 2], &vs), "scatter_rows");
+        assert_refused(backend.scatter_rows(&xs, &[1], &vs), "scatter_rows");
+        assert_refused(backend.scatter_add_rows(&xs, &[1, 9], &vs), "scatter_add_rows");
+        assert_refused(backend.scatter_add_rows(&xs, &[1, 2, 3], &vs), "scatter_add_rows");
+    }
+}
+
+#[test]
+fn concat_stacks() {
+    for (_, backend) in backends() {
+        let a = backend.upload(&[1.0, 2.0], &[1, 2]).unwrap();
+        let none = backend.upload(&[], &[0, 2]).unwrap();
+        let b = backend.upload(&[3.0, 4.0, 5.0, 6.0], &[2, 2]).unwrap();
+        let all = backend.concat_rows(&[a.clone(), none, b]).unwrap();
+        assert_eq!(
+            (backend.shape(&all), backend.to_host(&all).unwrap()),
+            (vec![3, 2], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+        );
+        let wide = backend.upload(&[0.0; 3], &[1, 3]).unwrap();
+        assert_refused(backend.concat_rows(&[a, wide]), "concat_rows");
+        assert_refused(backend.concat_rows(&[]), "concat_rows");
+    }
+}
+
+#[test]
+fn interpolation_agrees_with_f64() {
+    let mut random = Random::fresh();
+    for (label, backend) in backends() {
+        let dtype = backend.dtype();
+        for (count, width) in [(0, 4), (1, 1), (7, 33), (50, 128)] {
+            let table = random.values(dtype, 48 * width);
+            let index: Vec<[u32; 4]> = (0..count).map(|_| std::array::from_fn(|_| random.below(48) as u32)).collect();
+            let weights: Vec<[f32; 4]> = (0..count).map(|_| std::array::from_fn(|_| random.uniform())).collect();
+            let mut exact = Vec::new();
+            for (taps, weights) in index.iter().zip(&weights) {
+                for column in 0..width {
+                    let terms = taps.iter().zip(weights);
+                    exact
+                        .push(terms.map(|(&t, &w)| f64::from(w) * f64::from(table[t as usize * width + column])).sum());
+                }
+            }
+            let plain: Vec<f32> = exact.iter().map(|&v: &f64| round(dtype, v as f32)).collect();
+            let table = backend.upload(&table, &[48, width]).unwrap();
+            let y = backend.interpolate_rows(&table, &index, &weights).unwrap();
+            assert_eq!(backend.shape(&y), [count, width]);
+            assert_as_good_as(&label, &backend.to_host(&y).unwrap(), &plain, &exact);
+        }
+        let table = backend.upload(&[0.0; 8], &[4, 2]).unwrap();
+        assert_refused(backend.interpolate_rows(&table, &[[0, 1, 2, 4]], &[[0.0; 4]]), "interpolate_rows");
+        assert_refused(backend.interpolate_rows(&table, &[[0, 1, 2, 3]], &[]), "interpolate_rows");
+    }
+}
+
+#[test]
+fn views_of_a_tensor_and_other_dtypes_are_taken_as_weights() {
+    for (_, backend) in backends() {
+        let host = Tensor::new(&[[1f32, 2.0, 3.0], [4.0, 5.0, 6.0]], &Device::Cpu).unwrap();
+        let weight = backend.weight(&host.t().unwrap()).unwrap();
+        assert_eq!(weight.dtype(), backend.dtype());
+        assert_eq!(backend.to_host(&weight).unwrap(), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+        // A row range shares its parent's storage, at an offset.
+        let tail = weight.narrow(0, 1, 2).unwrap();
+        assert_eq!(backend.to_host(&backend.gather_rows(&tail, &[1, 0]).unwrap()).unwrap(), [3.0, 6.0, 2.0, 5.0]);
+        let flat = backend.reshape(&tail, &[4]).unwrap();
+        assert_eq!((backend.shape(&flat), bits(&backend, &flat).len()), (vec![4], 4));
+        assert_refused(backend.reshape(&tail, &[5]), "reshape");
+        assert_refused(backend.upload(&[1.0], &[2]), "upload");
+        let strided = weight.t().unwrap();
+        assert_refused(backend.gather_rows(&strided, &[0]), "gather_rows");
+    }
+    assert_refused(CpuBackend::new(DType::F16), "cpu_backend");
+}

@@ -1,0 +1,125 @@
+//! `segment_attention` against f64; segments do not see each other.
+#![allow(clippy::unwrap_used, clippy::panic)] // Helpers of tests.
+
+mod support;
+
+use candle_core::DType;
+use millrace_kernels::{Backend, Segments};
+use support::{Random, assert_as_good_as, assert_refused, backends, bits, round};
+
+fn angles(random: &mut Random, count: usize) -> (Vec<f32>, Vec<f32>) {
+    (0..count).map(|_| (random.uniform() * 6.3).sin_cos()).map(|(s, c)| (c, s)).unzip()
+}
+
+/// One segment in (f64, plain arithmetic).
+fn reference(
+    dtype: DType,
+    qkv: &[f32],
+    heads: usize,
+    d: usize,
+    cos: &[f32],
+    sin: &[f32],
+    scale: f32,
+) -> (Vec<f64>, Vec<f32>) {
+    let (rows, half) = (qkv.len() / (3 * heads * d), d / 2);
+    let part = |row: usize, which: usize, head: usize| &qkv[(row * 3 + which) * heads * d + head * d..][..d];
+    let rotated = |row: usize, which: usize, head: usize| -> Vec<f32> {
+        let x = part(row, which, head);
+        (0..d)
+            .map(|i| {
+                let (c, s) = (cos[row * half + i % half], sin[row * half + i % half]);
+                round(dtype, x[i] * c + if i < half { -x[i + half] } else { x[i - half] } * s)
+            })
+            .collect()
+    };
+    let (mut exact, mut plain) = (vec![0.0; rows * heads * d], vec![0.0; rows * heads * d]);
+    for head in 0..heads {
+        let keys: Vec<_> = (0..rows).map(|row| rotated(row, 1, head)).collect();
+        for row in 0..rows {
+            let q = rotated(row, 0, head);
+            let scores = keys
+                .iter()
+                .map(|k| k.iter().zip(&q).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>() * f64::from(scale));
+            let scores: Vec<f64> = scores.collect();
+            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let p: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+            let total: f64 = p.iter().sum();
+            for i in 0..d {
+                let at = (row * heads + head) * d + i;
+                exact[at] = p.iter().enumerate().map(|(t, p)| p * f64::from(part(t, 2, head)[i])).sum::<f64>() / total;
+                let sum: f32 = p.iter().enumerate().map(|(t, &p)| round(dtype, p as f32) * part(t, 2, head)[i]).sum();
+                plain[at] = round(dtype, sum / total as f32);
+            }
+        }
+    }
+    (exact, plain)
+}
+
+#[test]
+fn agrees_with_f64_and_segments_are_apart() {
+    let mut random = Random::fresh();
+    for (label, backend) in backends() {
+        let dtype = backend.dtype();
+        for (heads, d) in [(2, 64), (1, 2), (3, 18), (1, 80)] {
+            let segments = Segments { start: vec![0, 1, 1, 18, 50, 87] };
+            let rows = 87;
+            let qkv = random.values(dtype, rows * 3 * heads * d);
+            let (cos, sin) = angles(&mut random, rows * d / 2);
+            let scale = (d as f32).powf(-0.5);
+            let x = backend.upload(&qkv, &[rows, 3 * heads * d]).unwrap();
+            let out = backend.segment_attention(&x, heads, &cos, &sin, &segments, scale).unwrap();
+            assert_eq!(backend.shape(&out), [rows, heads * d]);
+            let (mut exact, mut plain, mut alone) = (Vec::new(), Vec::new(), Vec::new());
+            for pair in segments.start.windows(2) {
+                let (from, to) = (pair[0] as usize, pair[1] as usize);
+                let qkv = &qkv[from * 3 * heads * d..to * 3 * heads * d];
+                let (cos, sin) = (&cos[from * d / 2..to * d / 2], &sin[from * d / 2..to * d / 2]);
+                let (e, p) = reference(dtype, qkv, heads, d, cos, sin, scale);
+                exact.extend(e);
+                plain.extend(p);
+                let x = backend.upload(qkv, &[to - from, 3 * heads * d]).unwrap();
+                let segments = Segments { start: vec![0, (to - from) as u32] };
+                alone
+                    .extend(bits(&backend, &backend.segment_attention(&x, heads, cos, sin, &segments, scale).unwrap()));
+            }
+            let label = format!("{label}, {heads} heads of {d}");
+            assert_as_good_as(&label, &backend.to_host(&out).unwrap(), &plain, &exact);
+            assert!(bits(&backend, &out) == alone, "{label}: a segment alone differs");
+        }
+    }
+}
+
+#[test]
+fn a_segment_longer_than_a_page_agrees_with_f64() {
+    let mut random = Random::fresh();
+    for (label, backend) in backends() {
+        let (rows, d) = (700, 16);
+        let qkv = random.values(backend.dtype(), rows * 3 * d);
+        let (cos, sin) = angles(&mut random, rows * d / 2);
+        let x = backend.upload(&qkv, &[rows, 3 * d]).unwrap();
+        let segments = Segments { start: vec![0, rows as u32] };
+        let out = backend.segment_attention(&x, 1, &cos, &sin, &segments, 0.25).unwrap();
+        let (exact, plain) = reference(backend.dtype(), &qkv, 1, d, &cos, &sin, 0.25);
+        assert_as_good_as(&label, &backend.to_host(&out).unwrap(), &plain, &exact);
+    }
+}
+
+#[test]
+fn bad_shapes_are_refused() {
+    for (_, backend) in backends() {
+        let x = backend.upload(&[0.0; 24], &[2, 12]).unwrap();
+        let run = |heads, angles: usize, start: &[u32]| {
+            let angles = vec![0.0; angles];
+            backend.segment_attention(&x, heads, &angles, &angles, &Segments { start: start.to_vec() }, 1.0)
+        };
+        assert!(run(1, 4, &[0, 2]).is_ok());
+        let op = "segment_attention";
+        assert_refused(run(0, 4, &[0, 2]), op);
+        assert_refused(run(4, 4, &[0, 2]), op);
+        assert_refused(run(1, 3, &[0, 2]), op);
+        assert_refused(run(1, 4, &[]), op);
+        assert_refused(run(1, 4, &[0, 1]), op);
+        assert_refused(run(1, 4, &[1, 2]), op);
+        assert_refused(run(1, 4, &[0, 3, 2]), op);
+    }
+}

@@ -1,0 +1,147 @@
+//! Tensors of a checkpoint by name, out of one safetensors file or several with an index. Every tensor is taken at most
+//! once, with its shape checked; what nobody took is an error at the end.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::{Dtype, TensorInfo};
+
+use super::file::WeightFile;
+use crate::error::ExecutorError;
+
+/// The one file of a small checkpoint.
+const SINGLE: &str = "model.safetensors";
+/// The list of shards of a large one.
+const INDEX: &str = "model.safetensors.index.json";
+/// Names shown in an error about unused tensors.
+const NAMES_SHOWN: usize = 8;
+
+#[derive(Debug)]
+struct Entry {
+    file: usize,
+    info: TensorInfo,
+}
+
+/// All tensors that were not taken yet.
+#[derive(Debug)]
+pub struct Weights {
+    files: Vec<WeightFile>,
+    entries: BTreeMap<String, Entry>,
+}
+
+impl Weights {
+    /// Opens the weights of `dir`.
+    ///
+    /// # Errors
+    /// No weights, a file that is cut short or whose header is broken, an index that does not match its shards.
+    pub fn open(dir: &Path) -> Result<Self, ExecutorError> {
+        let single = dir.join(SINGLE);
+        let index_path = dir.join(INDEX);
+        let index = if single.exists() { None } else { Some(read_index(&index_path)?) };
+        let names: BTreeSet<&str> =
+            index.as_ref().map_or_else(|| BTreeSet::from([SINGLE]), |map| map.values().map(String::as_str).collect());
+        let mut weights = Self { files: Vec::new(), entries: BTreeMap::new() };
+        for name in names {
+            weights.add_file(dir.join(name))?;
+        }
+        if let Some(index) = index {
+            weights.check_index(&index_path, &index)?;
+        }
+        Ok(weights)
+    }
+
+    fn add_file(&mut self, path: PathBuf) -> Result<(), ExecutorError> {
+        let (file, metadata) = WeightFile::open(path)?;
+        for (name, info) in metadata.tensors() {
+            let entry = Entry { file: self.files.len(), info: info.clone() };
+            if self.entries.insert(name.clone(), entry).is_some() {
+                let what = format!("tensor `{name}` is also in another file");
+                return Err(ExecutorError::Malformed { path: file.path().into(), what });
+            }
+        }
+        self.files.push(file);
+        Ok(())
+    }
+
+    fn check_index(&self, path: &Path, index: &HashMap<String, String>) -> Result<(), ExecutorError> {
+        let malformed = |what: String| ExecutorError::Malformed { path: path.to_path_buf(), what };
+        for (name, file) in index {
+            let found = self.entries.get(name).and_then(|entry| self.files.get(entry.file));
+            if !found.is_some_and(|found| found.path().ends_with(file)) {
+                return Err(malformed(format!("tensor `{name}` is not in {file}")));
+            }
+        }
+        match self.entries.keys().find(|name| !index.contains_key(*name)) {
+            Some(name) => Err(malformed(format!("tensor `{name}` is in a shard but not in the index"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether `name` is there and was not taken yet.
+    pub fn has(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// Takes `name` as a host tensor in the file's dtype.
+    ///
+    /// # Errors
+    /// It is missing, has another shape, or a dtype that is not a float of 16 or 32 bits.
+    pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, ExecutorError> {
+        let entry = self.entries.remove(name).ok_or_else(|| ExecutorError::MissingTensor(name.into()))?;
+        if entry.info.shape != shape {
+            let (found, expected) = (entry.info.shape, shape.to_vec());
+            return Err(ExecutorError::TensorShape { name: name.into(), found, expected });
+        }
+        let dtype = match entry.info.dtype {
+            Dtype::BF16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+            Dtype::F32 => DType::F32,
+            other => return Err(ExecutorError::Unsupported(format!("tensor `{name}` has dtype {other:?}"))),
+        };
+        let (start, end) = entry.info.data_offsets;
+        let file = self.files.get(entry.file).ok_or_else(|| ExecutorError::MissingTensor(name.into()))?;
+        Tensor::from_raw_buffer(&file.data(start, end)?, dtype, shape, &Device::Cpu).map_err(ExecutorError::candle)
+    }
+
+    /// Drops every tensor whose name starts with `prefix`; returns how many. For parts of a checkpoint that a model leaves
+    /// out knowingly: the model file says why.
+    pub fn leave_out(&mut self, prefix: &str) -> usize {
+        let before = self.entries.len();
+        self.entries.retain(|name, _| !name.starts_with(prefix));
+        before - self.entries.len()
+    }
+
+    /// Ends loading.
+    ///
+    /// # Errors
+    /// [`ExecutorError::UnusedTensors`] names what was not taken.
+    pub fn finish(self) -> Result<(), ExecutorError> {
+        if self.entries.is_empty() {
+            return Ok(());
+        }
+        let names = self.entries.keys().take(NAMES_SHOWN).cloned().collect();
+        Err(ExecutorError::UnusedTensors { count: self.entries.len(), names })
+    }
+
+    /// One line for each tensor: name, dtype, shape.
+    pub(super) fn listing(&self) -> impl Iterator<Item = String> + '_ {
+        self.entries.iter().map(|(name, entry)| format!("{name} {:?} {:?}", entry.info.dtype, entry.info.shape))
+    }
+
+    /// The files, in order of their names.
+    pub(super) fn files(&self) -> &[WeightFile] {
+        &self.files
+    }
+}
+
+fn read_index(path: &Path) -> Result<HashMap<String, String>, ExecutorError> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: HashMap<String, String>,
+    }
+    let text = std::fs::read(path).map_err(|source| ExecutorError::Io { path: path.into(), source })?;
+    let index: Index = serde_json::from_slice(&text)
+        .map_err(|error| ExecutorError::Malformed { path: path.into(), what: error.to_string() })?;
+    Ok(index.weight_map)
+}

@@ -1,0 +1,61 @@
+//! One ragged batch out of the step's work. Order of rows: the plan's.
+
+use millrace_kernels::{Backend, Ragged};
+
+use super::slot::Slot;
+use crate::error::ExecutorError;
+use crate::layers::vision::VisionFeatures;
+use crate::step_batch::{StepBatch, VisionRows};
+
+/// A slot's share of a step.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Share {
+    pub slot: u32,
+    pub count: usize,
+    pub sample: bool,
+}
+
+/// Builds the batch. Every placeholder among the tokens has its features by now. With `all_logits` every row's logits are
+/// asked for, otherwise the last row's of each share that samples.
+pub(super) fn assemble<'s, B: Backend + 's>(
+    backend: &B,
+    shares: impl Iterator<Item = (Share, &'s Slot<B>)>,
+    all_logits: bool,
+) -> Result<StepBatch<B>, ExecutorError> {
+    let mut batch = StepBatch {
+        ids: Vec::new(),
+        positions: Vec::new(),
+        ragged: Ragged { query_start: vec![0], ..Ragged::default() },
+        vision: None,
+        logit_rows: Vec::new(),
+    };
+    let mut rows = Vec::new();
+    let mut parts = Vec::new();
+    for (share, slot) in shares {
+        let tokens = slot.next(share.count);
+        let first_row = batch.ids.len();
+        batch.ids.extend(slot.tokens.get(tokens.clone()).unwrap_or_default());
+        batch.positions.extend(tokens.clone().map(|index| slot.positions.of(index as u32)));
+        batch.ragged.query_start.push(batch.ids.len() as u32);
+        batch.ragged.context.push(tokens.end as u32);
+        batch.ragged.blocks.push(slot.blocks.clone());
+        for item in &slot.media {
+            let overlap = item.overlap(&tokens);
+            let (Some(features), false) = (&item.features, overlap.is_empty()) else { continue };
+            let span = item.span();
+            let whole = overlap == span;
+            rows.extend(overlap.clone().map(|index| (first_row + index - tokens.start) as u32));
+            let own: Vec<u32> = overlap.map(|index| (index - span.start) as u32).collect();
+            parts.push(if whole { features.clone() } else { features.rows(backend, &own)? });
+        }
+        let last_row = batch.ids.len() - 1;
+        match (all_logits, share.sample) {
+            (true, _) => batch.logit_rows.extend((first_row..=last_row).map(|row| row as u32)),
+            (false, true) => batch.logit_rows.push(last_row as u32),
+            (false, false) => {}
+        }
+    }
+    let features = VisionFeatures::concat(backend, parts)?;
+    batch.vision = features.map(|features| VisionRows { rows, features });
+    Ok(batch)
+}

@@ -1,0 +1,60 @@
+//! The engine: slots, KV pool and the step that runs a plan. Synchronous and alone on its device; whoever owns it decides
+//! on which thread. Must not know NATS, sessions or time.
+
+mod assemble;
+mod checks;
+mod media;
+mod options;
+mod slot;
+mod step;
+
+use millrace_protocol::engine::EngineSpec;
+use millrace_protocol::plan::StepPlan;
+use millrace_protocol::step::StepOutput;
+
+pub use media::MediaSource;
+pub use options::{DeviceKind, Dtype, KvBudget, LoadOptions, load, load_on};
+pub use step::Engine;
+
+/// An engine whose model and device are hidden.
+pub trait StepEngine: Send {
+    /// Fixed properties.
+    fn spec(&self) -> EngineSpec;
+
+    /// Forgets all slots. Contents of the KV pool stay, unowned.
+    fn reset(&mut self);
+
+    /// Runs `plan`, which must be the one after the last. The output's `busy_us` and `idle_us` are 0: the caller, who has the
+    /// clock, fills them. After `broken` only [`Self::reset`] helps.
+    fn step(&mut self, plan: &StepPlan, media: &mut dyn MediaSource) -> StepOutput;
+
+    /// Logits of every row of the last step, if [`LoadOptions::keep_logits`] is set.
+    fn take_logits(&mut self) -> Vec<RowLogits>;
+}
+
+/// Logits behind one token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowLogits {
+    /// Slot of the sequence.
+    pub slot: u32,
+    /// Index of the token in the sequence.
+    pub index: usize,
+    /// One value for each row of the vocabulary.
+    pub logits: Vec<f32>,
+}
+
+/// Why a plan cannot be run: it contradicts what the engine knows.
+#[derive(Debug, PartialEq, Eq)]
+struct Broken(String);
+
+impl From<crate::error::ExecutorError> for Broken {
+    fn from(error: crate::error::ExecutorError) -> Self {
+        Self(format!("{}: {error}", error.label()))
+    }
+}
+
+impl From<millrace_kernels::KernelError> for Broken {
+    fn from(error: millrace_kernels::KernelError) -> Self {
+        crate::error::ExecutorError::from(error).into()
+    }
+}

@@ -1,0 +1,145 @@
+//! What a caller decides about an engine, and how one is made from a model directory.
+
+use std::path::Path;
+
+use millrace_kernels::{Backend, CpuBackend};
+use millrace_protocol::{ActorId, ModelName};
+
+use super::{Engine, StepEngine};
+use crate::checkpoint::Checkpoint;
+use crate::error::ExecutorError;
+use crate::models;
+
+/// Where an engine computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// The host's processor.
+    Cpu,
+}
+
+/// Element type of weights, activations and caches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dtype {
+    /// 32 bits: the reference.
+    F32,
+    /// bfloat16, rounded where transformers rounds.
+    Bf16,
+}
+
+impl Dtype {
+    /// Bytes of an element.
+    pub fn size_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+
+    fn candle(self) -> candle_core::DType {
+        match self {
+            Self::F32 => candle_core::DType::F32,
+            Self::Bf16 => candle_core::DType::BF16,
+        }
+    }
+}
+
+/// Size of the KV pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvBudget {
+    /// As many blocks as fit.
+    Bytes(u64),
+    /// That many blocks.
+    Blocks(u32),
+}
+
+/// Options of an engine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoadOptions {
+    /// Repeated in every output.
+    pub executor: ActorId,
+    /// Name under which the model is served.
+    pub model: ModelName,
+    /// Where to compute.
+    pub device: DeviceKind,
+    /// In which precision.
+    pub dtype: Dtype,
+    /// Size of the KV pool.
+    pub kv: KvBudget,
+    /// Tokens of one block.
+    pub block_tokens: u32,
+    /// Slots for sequences.
+    pub slots: u32,
+    /// Most tokens of one step.
+    pub step_tokens: u32,
+    /// Most vision patches of one step, for the scheduler's planning.
+    pub step_patches: u32,
+    /// Computes and keeps the logits of every row, for comparisons.
+    pub keep_logits: bool,
+}
+
+impl LoadOptions {
+    /// Options for one process that generates by itself: CPU, f32, blocks of 16 tokens, a pool of 4096 tokens, 8 slots.
+    pub fn in_process(model: ModelName, executor: ActorId) -> Self {
+        Self {
+            executor,
+            model,
+            device: DeviceKind::Cpu,
+            dtype: Dtype::F32,
+            kv: KvBudget::Blocks(256),
+            block_tokens: 16,
+            slots: 8,
+            step_tokens: 2048,
+            step_patches: 16_384,
+            keep_logits: false,
+        }
+    }
+
+    /// Blocks of a pool whose tokens take `kv_elements` elements each.
+    pub(super) fn blocks(&self, kv_elements: usize) -> Result<u32, ExecutorError> {
+        for (option, value) in
+            [("block_tokens", self.block_tokens), ("slots", self.slots), ("step_tokens", self.step_tokens)]
+        {
+            if value == 0 {
+                return Err(ExecutorError::Option { option, what: "must be at least 1".into() });
+            }
+        }
+        let block_bytes = kv_elements as u64 * self.dtype.size_bytes() as u64 * u64::from(self.block_tokens);
+        let blocks = match self.kv {
+            KvBudget::Blocks(blocks) => u64::from(blocks),
+            KvBudget::Bytes(bytes) => bytes.checked_div(block_bytes).unwrap_or(0),
+        };
+        let fitting = u32::try_from(blocks).ok().filter(|blocks| *blocks > 0);
+        fitting.ok_or_else(|| ExecutorError::Option {
+            option: "kv",
+            what: format!("holds {blocks} blocks of {block_bytes} bytes: between 1 and {} are possible", u32::MAX),
+        })
+    }
+}
+
+/// Loads the model of `dir` onto a device.
+///
+/// # Errors
+/// A directory that is no supported checkpoint, or options that do not fit it.
+pub fn load(dir: &Path, options: &LoadOptions) -> Result<Box<dyn StepEngine>, ExecutorError> {
+    match options.device {
+        DeviceKind::Cpu => {
+            let backend = CpuBackend::new(options.dtype.candle())?;
+            Ok(Box::new(load_on(dir, backend, options)?))
+        }
+    }
+}
+
+/// Loads the model of `dir` onto `backend`.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_on<B: Backend + 'static>(
+    dir: &Path,
+    backend: B,
+    options: &LoadOptions,
+) -> Result<Engine<B>, ExecutorError> {
+    let checkpoint = Checkpoint::open(dir)?;
+    let weights_hash = checkpoint.weights_hash().to_string();
+    let model = models::load(checkpoint, &backend)?;
+    Engine::new(backend, model, weights_hash, options)
+}

@@ -1,0 +1,67 @@
+//! One transformer block of the tower.
+
+use millrace_kernels::{Backend, GeluKind, Segments};
+
+use super::VisionConfig;
+use super::tower::NORM_EPS;
+use crate::checkpoint::Loader;
+use crate::error::ExecutorError;
+use crate::layers::{LayerNorm, Linear};
+
+/// What all blocks share in one run: rotation of each patch and the items' extents.
+pub struct VisionGeometry {
+    /// `[N, head_dim / 2]`.
+    pub cos: Vec<f32>,
+    /// `[N, head_dim / 2]`.
+    pub sin: Vec<f32>,
+    /// Patches see only their own item.
+    pub segments: Segments,
+}
+
+/// `h += attention(norm(h)); h += mlp(norm(h))` with biases everywhere.
+pub struct VisionBlock<B: Backend> {
+    norm1: LayerNorm<B>,
+    qkv: Linear<B>,
+    output: Linear<B>,
+    norm2: LayerNorm<B>,
+    up: Linear<B>,
+    down: Linear<B>,
+    gelu: GeluKind,
+    heads: usize,
+    scale: f32,
+}
+
+impl<B: Backend> VisionBlock<B> {
+    /// `norm1`, `attn.qkv`, `attn.proj`, `norm2`, `mlp.linear_fc1`, `mlp.linear_fc2`.
+    ///
+    /// # Errors
+    /// A tensor is missing or misshapen.
+    pub fn load(loader: &mut Loader<'_, B>, config: &VisionConfig) -> Result<Self, ExecutorError> {
+        let (hidden, intermediate) = (config.hidden, config.intermediate);
+        Ok(Self {
+            norm1: LayerNorm::load(loader, "norm1", hidden, NORM_EPS)?,
+            qkv: Linear::load_biased(loader, "attn.qkv", 3 * hidden, hidden)?,
+            output: Linear::load_biased(loader, "attn.proj", hidden, hidden)?,
+            norm2: LayerNorm::load(loader, "norm2", hidden, NORM_EPS)?,
+            up: Linear::load_biased(loader, "mlp.linear_fc1", intermediate, hidden)?,
+            down: Linear::load_biased(loader, "mlp.linear_fc2", hidden, intermediate)?,
+            gelu: config.gelu,
+            heads: config.heads,
+            scale: (config.head_dim() as f64).powf(-0.5) as f32,
+        })
+    }
+
+    /// `x [N, hidden]` -> same shape.
+    ///
+    /// # Errors
+    /// Shapes do not fit.
+    pub fn forward(&self, backend: &B, x: &B::Tensor, geometry: &VisionGeometry) -> Result<B::Tensor, ExecutorError> {
+        let VisionGeometry { cos, sin, segments } = geometry;
+        let qkv = self.qkv.forward(backend, &self.norm1.forward(backend, x)?)?;
+        let attended = backend.segment_attention(&qkv, self.heads, cos, sin, segments, self.scale)?;
+        let x = backend.add(x, &self.output.forward(backend, &attended)?)?;
+        let up = self.up.forward(backend, &self.norm2.forward(backend, &x)?)?;
+        let down = self.down.forward(backend, &backend.gelu(&up, self.gelu)?)?;
+        Ok(backend.add(&x, &down)?)
+    }
+}

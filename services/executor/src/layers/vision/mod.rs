@@ -1,0 +1,70 @@
+//! The vision tower of Qwen3-VL: patches of images (or temporal groups of frames) in, merged features out.
+
+mod block;
+pub mod grid;
+mod merger;
+mod tower;
+
+pub use block::VisionBlock;
+pub use merger::{Merger, NormPlace};
+pub use tower::{VisionConfig, VisionTower};
+
+use millrace_kernels::Backend;
+
+/// Patches of one item, in the reference's patch order.
+#[derive(Clone, PartialEq)]
+pub struct PatchGrid {
+    /// Patches down.
+    pub grid_h: u32,
+    /// Patches across.
+    pub grid_w: u32,
+    /// Normalised pixels `[grid_h * grid_w, channels * temporal * p * p]`.
+    pub pixels: Vec<f32>,
+}
+
+/// What the tower gives for one item or several: one row for each placeholder token.
+pub struct VisionFeatures<B: Backend> {
+    /// Replaces the placeholders' embeddings, `[tokens, H]`.
+    pub embeddings: B::Tensor,
+    /// Added behind the first decoder layers, `[tokens, H]` each.
+    pub deepstack: Vec<B::Tensor>,
+}
+
+// By hand: a derive would ask for `B: Clone`, and only tensors are cloned (their storage is shared).
+impl<B: Backend> Clone for VisionFeatures<B> {
+    fn clone(&self) -> Self {
+        Self { embeddings: self.embeddings.clone(), deepstack: self.deepstack.clone() }
+    }
+}
+
+impl<B: Backend> VisionFeatures<B> {
+    /// The same rows of every part.
+    ///
+    /// # Errors
+    /// A row outside the features.
+    pub fn rows(&self, backend: &B, rows: &[u32]) -> Result<Self, millrace_kernels::KernelError> {
+        let pick = |x: &B::Tensor| backend.gather_rows(x, rows);
+        Ok(Self {
+            embeddings: pick(&self.embeddings)?,
+            deepstack: self.deepstack.iter().map(pick).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// `parts` one below the other; `None` if there are none.
+    ///
+    /// # Errors
+    /// Parts of different models.
+    pub fn concat(backend: &B, mut parts: Vec<Self>) -> Result<Option<Self>, millrace_kernels::KernelError> {
+        if parts.len() < 2 {
+            return Ok(parts.pop());
+        }
+        let levels = parts.first().map_or(0, |part| part.deepstack.len());
+        let embeddings: Vec<_> = parts.iter().map(|part| part.embeddings.clone()).collect();
+        let mut deepstack = Vec::with_capacity(levels);
+        for level in 0..levels {
+            let tensors: Vec<_> = parts.iter().filter_map(|part| part.deepstack.get(level).cloned()).collect();
+            deepstack.push(backend.concat_rows(&tensors)?);
+        }
+        Ok(Some(Self { embeddings: backend.concat_rows(&embeddings)?, deepstack }))
+    }
+}

@@ -1,0 +1,221 @@
+//! A backend with one op wrong on purpose; all others are the real ones.
+
+use millrace_kernels::{Backend, GeluKind, KernelError, Ragged, RopeTable, Segments, SigmoidChoice};
+
+/// What is wrong.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Fault {
+    None,
+    OtherGelu,
+    NoPositionEmbeddings,
+    PositionEmbeddingsShifted,
+    NoQkNorm,
+    NoVisionRotation,
+    SegmentsJoined,
+    NoTopkNorm,
+    NoRouterBias,
+    NoLatentNorm,
+}
+
+pub struct MutantBackend<B> {
+    inner: B,
+    fault: Fault,
+}
+
+impl<B> MutantBackend<B> {
+    pub fn new(inner: B, fault: Fault) -> Self {
+        Self { inner, fault }
+    }
+}
+
+type Done<T> = Result<T, KernelError>;
+
+impl<B: Backend> Backend for MutantBackend<B> {
+    type Tensor = B::Tensor;
+    type KvCache = B::KvCache;
+    type Routing = B::Routing;
+
+    fn gelu(&self, x: &B::Tensor, kind: GeluKind) -> Done<B::Tensor> {
+        let other = match kind {
+            GeluKind::Tanh => GeluKind::Erf,
+            GeluKind::Erf => GeluKind::Tanh,
+        };
+        self.inner.gelu(x, if self.fault == Fault::OtherGelu { other } else { kind })
+    }
+
+    fn interpolate_rows(&self, table: &B::Tensor, index: &[[u32; 4]], weights: &[[f32; 4]]) -> Done<B::Tensor> {
+        let (mut index, mut weights) = (index.to_vec(), weights.to_vec());
+        match self.fault {
+            Fault::NoPositionEmbeddings => weights.fill([0.0; 4]),
+            Fault::PositionEmbeddingsShifted => index.rotate_left(1),
+            _ => {}
+        }
+        self.inner.interpolate_rows(table, &index, &weights)
+    }
+
+    fn qkv_norm_rope_cache_write(
+        &self,
+        qkv: &B::Tensor,
+        q_norm: &B::Tensor,
+        k_norm: &B::Tensor,
+        eps: f32,
+        rope: &RopeTable<B::Tensor>,
+        batch: &Ragged,
+        cache: &mut B::KvCache,
+    ) -> Done<B::Tensor> {
+        let shape = self.inner.shape(q_norm);
+        let ones = self.inner.upload(&vec![1.0; shape[0]], &shape)?;
+        let (q, k) = if self.fault == Fault::NoQkNorm { (&ones, &ones) } else { (q_norm, k_norm) };
+        self.inner.qkv_norm_rope_cache_write(qkv, q, k, eps, rope, batch, cache)
+    }
+
+    fn segment_attention(
+        &self,
+        qkv: &B::Tensor,
+        heads: usize,
+        cos: &[f32],
+        sin: &[f32],
+        segments: &Segments,
+        scale: f32,
+    ) -> Done<B::Tensor> {
+        let mut segments = segments.clone();
+        if self.fault == Fault::SegmentsJoined {
+            segments.start = vec![0, *segments.start.last().unwrap()];
+        }
+        if self.fault == Fault::NoVisionRotation {
+            let (cos, sin) = (vec![1.0; cos.len()], vec![0.0; sin.len()]);
+            return self.inner.segment_attention(qkv, heads, &cos, &sin, &segments, scale);
+        }
+        self.inner.segment_attention(qkv, heads, cos, sin, &segments, scale)
+    }
+
+    fn dtype(&self) -> candle_core::DType {
+        self.inner.dtype()
+    }
+    fn weight(&self, host: &candle_core::Tensor) -> Done<B::Tensor> {
+        self.inner.weight(host)
+    }
+    fn upload(&self, values: &[f32], shape: &[usize]) -> Done<B::Tensor> {
+        self.inner.upload(values, shape)
+    }
+    fn to_host(&self, x: &B::Tensor) -> Done<Vec<f32>> {
+        self.inner.to_host(x)
+    }
+    fn shape(&self, x: &B::Tensor) -> Vec<usize> {
+        self.inner.shape(x)
+    }
+    fn reshape(&self, x: &B::Tensor, shape: &[usize]) -> Done<B::Tensor> {
+        self.inner.reshape(x, shape)
+    }
+    fn kv_cache(&self, blocks: usize, block_tokens: usize, kv_heads: usize, head_dim: usize) -> Done<B::KvCache> {
+        self.inner.kv_cache(blocks, block_tokens, kv_heads, head_dim)
+    }
+    fn embed(&self, table: &B::Tensor, ids: &[u32]) -> Done<B::Tensor> {
+        self.inner.embed(table, ids)
+    }
+    fn gather_rows(&self, x: &B::Tensor, rows: &[u32]) -> Done<B::Tensor> {
+        self.inner.gather_rows(x, rows)
+    }
+    fn scatter_rows(&self, x: &B::Tensor, rows: &[u32], values: &B::Tensor) -> Done<B::Tensor> {
+        self.inner.scatter_rows(x, rows, values)
+    }
+    fn scatter_add_rows(&self, x: &B::Tensor, rows: &[u32], values: &B::Tensor) -> Done<B::Tensor> {
+        self.inner.scatter_add_rows(x, rows, values)
+    }
+    fn concat_rows(&self, parts: &[B::Tensor]) -> Done<B::Tensor> {
+        self.inner.concat_rows(parts)
+    }
+    fn linear(&self, x: &B::Tensor, w: &B::Tensor, bias: Option<&B::Tensor>) -> Done<B::Tensor> {
+        self.inner.linear(x, w, bias)
+    }
+    fn add(&self, a: &B::Tensor, b: &B::Tensor) -> Done<B::Tensor> {
+        self.inner.add(a, b)
+    }
+    fn rms_norm(&self, x: &B::Tensor, w: &B::Tensor, eps: f32) -> Done<B::Tensor> {
+        self.inner.rms_norm(x, w, eps)
+    }
+    fn add_rms_norm(
+        &self,
+        residual: &B::Tensor,
+        x: &B::Tensor,
+        w: &B::Tensor,
+        eps: f32,
+    ) -> Done<(B::Tensor, B::Tensor)> {
+        self.inner.add_rms_norm(residual, x, w, eps)
+    }
+    fn layer_norm(&self, x: &B::Tensor, w: &B::Tensor, b: &B::Tensor, eps: f32) -> Done<B::Tensor> {
+        self.inner.layer_norm(x, w, b, eps)
+    }
+    fn swiglu(&self, gate_up: &B::Tensor) -> Done<B::Tensor> {
+        self.inner.swiglu(gate_up)
+    }
+    fn paged_attention(&self, q: &B::Tensor, batch: &Ragged, cache: &B::KvCache, scale: f32) -> Done<B::Tensor> {
+        self.inner.paged_attention(q, batch, cache, scale)
+    }
+    fn weight_f32(&self, host: &candle_core::Tensor) -> Done<B::Tensor> {
+        self.inner.weight_f32(host)
+    }
+
+    fn router_softmax(&self, x: &B::Tensor, gate: &B::Tensor, top_k: usize, norm_topk: bool) -> Done<B::Routing> {
+        self.inner.router_softmax(x, gate, top_k, norm_topk && self.fault != Fault::NoTopkNorm)
+    }
+
+    fn router_sigmoid(
+        &self,
+        x: &B::Tensor,
+        gate: &B::Tensor,
+        bias: &B::Tensor,
+        mut choice: SigmoidChoice,
+    ) -> Done<B::Routing> {
+        choice.norm_topk &= self.fault != Fault::NoTopkNorm;
+        let experts = self.inner.shape(bias)[0];
+        let zeros = candle_core::Tensor::zeros(experts, candle_core::DType::F32, &candle_core::Device::Cpu)?;
+        let none = self.inner.weight_f32(&zeros)?;
+        let bias = if self.fault == Fault::NoRouterBias { &none } else { bias };
+        self.inner.router_sigmoid(x, gate, bias, choice)
+    }
+
+    fn mla_norm_rope_cache_write(
+        &self,
+        q: &B::Tensor,
+        kv_a: &B::Tensor,
+        kv_norm: &B::Tensor,
+        eps: f32,
+        heads: usize,
+        rope: &RopeTable<B::Tensor>,
+        batch: &Ragged,
+        cache: &mut B::KvCache,
+    ) -> Done<B::Tensor> {
+        let shape = self.inner.shape(kv_norm);
+        let ones = self.inner.upload(&vec![1.0; shape[0]], &shape)?;
+        let norm = if self.fault == Fault::NoLatentNorm { &ones } else { kv_norm };
+        self.inner.mla_norm_rope_cache_write(q, kv_a, norm, eps, heads, rope, batch, cache)
+    }
+
+    fn routing_to_host(&self, routing: &B::Routing) -> Done<(Vec<u32>, Vec<f32>)> {
+        self.inner.routing_to_host(routing)
+    }
+    fn moe_experts(
+        &self,
+        x: &B::Tensor,
+        gate_up: &B::Tensor,
+        down: &B::Tensor,
+        routing: &B::Routing,
+    ) -> Done<B::Tensor> {
+        self.inner.moe_experts(x, gate_up, down, routing)
+    }
+    fn mla_cache(&self, blocks: usize, block_tokens: usize, latent_dim: usize, rope_dim: usize) -> Done<B::KvCache> {
+        self.inner.mla_cache(blocks, block_tokens, latent_dim, rope_dim)
+    }
+    fn mla_attention(
+        &self,
+        q: &B::Tensor,
+        kv_b: &B::Tensor,
+        heads: usize,
+        batch: &Ragged,
+        cache: &B::KvCache,
+        scale: f32,
+    ) -> Done<B::Tensor> {
+        self.inner.mla_attention(q, kv_b, heads, batch, cache, scale)
+    }
+}

@@ -1,0 +1,164 @@
+//! `millrace generate`: one answer in this process, without NATS. What tests, users and bug reports use.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use millrace_executor::{Dtype, KvBudget, LoadOptions};
+use millrace_preprocess::PrepareLimits;
+use millrace_protocol::{ActorId, PageDtype, Sampling};
+use millrace_runtime::Clock;
+
+use super::settings::{SettingsArgs, fetch_models, parse_models, replace_models};
+use crate::exit::usage;
+use crate::generate::output::write_logits;
+use crate::generate::request::{MediaFlags, Prompt, request};
+use crate::generate::run;
+use crate::prepare_limits::prepare_limits;
+
+/// Options of `millrace generate`.
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["prompt", "messages", "ids"]))]
+pub struct GenerateArgs {
+    /// Model: a folder or a Hugging Face repository [default: the configured default]
+    #[arg(long, value_name = "DIR|OWNER/REPO")]
+    pub model: Option<String>,
+    /// A user's message, rendered by the model's chat template
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// Tokenise --prompt as it is, without the chat template
+    #[arg(long, requires = "prompt")]
+    pub raw: bool,
+    /// JSON file with a list of messages, or a job document
+    #[arg(long, value_name = "FILE")]
+    pub messages: Option<PathBuf>,
+    /// Token ids, used as they are; placeholders in them are filled by the media in order
+    #[arg(long, value_name = "1,2,3", value_delimiter = ',')]
+    pub ids: Option<Vec<u32>>,
+    /// An image (may be repeated)
+    #[arg(long, value_name = "FILE")]
+    pub image: Vec<String>,
+    /// A video (may be repeated)
+    #[arg(long, value_name = "FILE")]
+    pub video: Vec<String>,
+    /// Frames of one video, already decoded, used as they are
+    #[arg(long, value_name = "F1,F2,...", value_delimiter = ',', requires = "fps")]
+    pub frames: Option<Vec<String>>,
+    /// Frames per second: of --frames, or to sample from --video
+    #[arg(long, value_name = "RATE")]
+    pub fps: Option<f64>,
+    /// Longest answer, in tokens [default: the model's]
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<u32>,
+    /// Always take the likeliest token
+    #[arg(long)]
+    pub greedy: bool,
+    /// Makes random draws repeatable
+    #[arg(long, value_name = "N", conflicts_with = "greedy")]
+    pub seed: Option<u64>,
+    /// Go on past end-of-text tokens
+    #[arg(long)]
+    pub ignore_eos: bool,
+    /// Report the K likeliest tokens beside each drawn one (with --json)
+    #[arg(long, value_name = "K", requires = "json")]
+    pub logprobs: Option<u32>,
+    /// Write the logits of every position
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub dump_logits: Option<PathBuf>,
+    /// Precision of weights and activations
+    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = ["f32", "bf16"])]
+    pub dtype: String,
+    /// Where to compute
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = ["cpu", "cuda"])]
+    pub device: String,
+    /// One JSON object as the last line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Generates.
+///
+/// # Errors
+/// Usage faults for everything about the model and the job, others for the engine.
+pub async fn run(settings: &SettingsArgs, args: GenerateArgs) -> anyhow::Result<ExitCode> {
+    if args.device == "cuda" {
+        return Err(usage("--device cuda: this build has no CUDA backend; use --device cpu"));
+    }
+    let mut config = settings.load()?;
+    let models = parse_models(&args.model.clone().into_iter().collect::<Vec<_>>())?;
+    replace_models(&mut config, &models);
+    let default = config.default_model().cloned();
+    config.models = Vec::from_iter(default);
+    fetch_models(&mut config).await?;
+    let model = config.models.first().ok_or_else(|| usage("no model: give --model"))?;
+    let folder = PathBuf::from(&model.path);
+
+    let clock = Clock::system();
+    let bf16 = args.dtype == "bf16";
+    let limits =
+        PrepareLimits { dtype: Some(if bf16 { PageDtype::Bf16 } else { PageDtype::F32 }), ..prepare_limits(&config) };
+    let ids =
+        args.ids.as_deref().filter(|_| !(args.image.is_empty() && args.video.is_empty() && args.frames.is_none()));
+    let mut job = request(&prompt(&args)?, &media(&args), &sampling(&args))?;
+    job.max_tokens = args.max_tokens.or(job.max_tokens);
+    job.ignore_eos |= args.ignore_eos;
+    let plan = run::prepare(&folder, limits, &job, ids, &clock).await?;
+    let options = LoadOptions {
+        dtype: if bf16 { Dtype::Bf16 } else { Dtype::F32 },
+        kv: KvBudget::Bytes(config.executor.kv_bytes),
+        step_tokens: config.executor.step_tokens,
+        step_patches: config.executor.step_patches,
+        block_tokens: config.executor.block_tokens,
+        slots: 1,
+        keep_logits: args.dump_logits.is_some(),
+        ..LoadOptions::in_process(model.name.clone(), ActorId::new("generate")?)
+    };
+
+    let quiet = args.json;
+    let work = tokio::task::spawn_blocking(move || {
+        run::run(&folder, &options, plan, &clock, &mut |text| {
+            if !quiet {
+                let mut out = std::io::stdout().lock();
+                // A reader that went away is noticed at the last line.
+                let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+            }
+        })
+    });
+    let (answer, logits) = work.await??;
+    if let Some(path) = &args.dump_logits {
+        write_logits(path, logits)?;
+    }
+    let last = if args.json { serde_json::to_string(&answer)? } else { String::new() };
+    writeln!(std::io::stdout().lock(), "{last}")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn prompt(args: &GenerateArgs) -> anyhow::Result<Prompt> {
+    if let Some(path) = &args.messages {
+        let text = std::fs::read_to_string(path).map_err(|error| usage(format!("{}: {error}", path.display())))?;
+        return Ok(Prompt::Messages(text));
+    }
+    Ok(match (&args.prompt, &args.ids) {
+        (Some(text), _) if args.raw => Prompt::Raw(text.clone()),
+        (Some(text), _) => Prompt::Chat(text.clone()),
+        (None, ids) => Prompt::Ids(ids.clone().unwrap_or_default()),
+    })
+}
+
+fn media(args: &GenerateArgs) -> MediaFlags {
+    MediaFlags {
+        images: args.image.clone(),
+        videos: args.video.clone(),
+        frames: args.frames.clone().zip(args.fps),
+        sample_fps: args.fps.filter(|_| args.frames.is_none()),
+    }
+}
+
+fn sampling(args: &GenerateArgs) -> Sampling {
+    Sampling {
+        temperature: args.greedy.then_some(0.0),
+        seed: args.seed,
+        logprobs: args.logprobs,
+        ..Sampling::default()
+    }
+}

@@ -1,0 +1,153 @@
+//! Builds the actors of each role from the configuration.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use millrace_config::{DeviceChoice, Dtype, Model, VideoPrompt};
+use millrace_executor::{
+    Device, Dtype as EngineDtype, ExecutorActor, ExecutorMetrics, ExecutorParts, KvBudget, LoadOptions,
+};
+use millrace_preprocess::{PrepareLimits, Preparer, PreprocessActor, PreprocessMetrics, PreprocessParts};
+use millrace_protocol::{ActorId, PageDtype};
+use millrace_runtime::Clock;
+use millrace_scheduler::{SchedulerActor, SchedulerMetrics, SchedulerParts, Settings};
+
+use super::{Roles, Shared};
+
+/// Addresses that keep the actors alive.
+pub(super) struct Running {
+    _preprocess: Option<actix::Addr<PreprocessActor>>,
+    _schedulers: Vec<actix::Addr<SchedulerActor>>,
+    _executors: Vec<actix::Addr<ExecutorActor>>,
+}
+
+/// An identity that no other incarnation has.
+pub(super) fn new_id(role: &str, clock: &Clock) -> Result<ActorId> {
+    let random = RandomState::new().build_hasher().finish();
+    Ok(ActorId::new(format!("{role}-{:x}-{:08x}", clock.unix_ms(), random as u32))?)
+}
+
+/// Starts everything, executors first, so that a scheduler finds one at once.
+pub(super) async fn start(shared: Shared, roles: Roles) -> Result<Running> {
+    if shared.config.models.is_empty() {
+        bail!("no model is configured: add [[models]] to pipeline.toml, or give --model DIR");
+    }
+    let mut running = Running { _preprocess: None, _schedulers: Vec::new(), _executors: Vec::new() };
+    if roles.execute {
+        let metrics = ExecutorMetrics::register(&shared.registry)?;
+        for model in &shared.config.models {
+            running._executors.push(executor(&shared, model, &metrics).await?);
+        }
+    }
+    if roles.schedule {
+        let metrics = SchedulerMetrics::new(&shared.registry)?;
+        for model in &shared.config.models {
+            running._schedulers.push(scheduler(&shared, model, &metrics).await?);
+        }
+    }
+    if roles.preprocess {
+        running._preprocess = Some(preprocess(&shared).await?);
+    }
+    Ok(running)
+}
+
+async fn executor(shared: &Shared, model: &Model, metrics: &ExecutorMetrics) -> Result<actix::Addr<ExecutorActor>> {
+    let settings = &shared.config.executor;
+    if let DeviceChoice::Cuda(ordinal) = settings.device {
+        bail!("[executor] device = \"cuda:{ordinal}\": this build has no CUDA backend; use \"cpu\" or \"auto\"");
+    }
+    let options = LoadOptions {
+        executor: new_id("exec", &shared.clock)?,
+        model: model.name.clone(),
+        device: Device::Cpu,
+        dtype: match settings.dtype {
+            Dtype::Bf16 => EngineDtype::Bf16,
+            Dtype::F32 | Dtype::Auto => EngineDtype::F32,
+        },
+        kv: KvBudget::Bytes(settings.kv_bytes),
+        block_tokens: settings.block_tokens,
+        slots: settings.slots,
+        step_tokens: settings.step_tokens,
+        step_patches: settings.step_patches,
+        keep_logits: false,
+    };
+    let (folder, load) = (model.path.clone(), options.clone());
+    let engine = tokio::task::spawn_blocking(move || millrace_executor::load(Path::new(&folder), &load)).await?;
+    let engine = engine.with_context(|| format!("model `{}` in {}", model.name, model.path))?;
+    let parts = ExecutorParts {
+        id: options.executor,
+        engine,
+        bus: shared.bus.clone(),
+        pages: shared.pages.clone(),
+        clock: shared.clock.clone(),
+        health: shared.health.clone(),
+        metrics: metrics.clone(),
+        fatal: shared.fatal.clone(),
+    };
+    Ok(ExecutorActor::start(parts).await?)
+}
+
+async fn scheduler(shared: &Shared, model: &Model, metrics: &SchedulerMetrics) -> Result<actix::Addr<SchedulerActor>> {
+    let config = &shared.config;
+    let parts = SchedulerParts {
+        id: new_id("sched", &shared.clock)?,
+        model: model.name.clone(),
+        model_dir: model.path.clone().into(),
+        bus: shared.bus.clone(),
+        settings: Settings::from_config(&config.scheduler, &config.streams, &config.drain)?,
+        metrics: metrics.clone(),
+        clock: shared.clock.clone(),
+        health: shared.health.clone(),
+        drain: shared.running.clone(),
+        fatal: shared.fatal.clone(),
+    };
+    Ok(SchedulerActor::start(parts).await?)
+}
+
+async fn preprocess(shared: &Shared) -> Result<actix::Addr<PreprocessActor>> {
+    let limits = limits(shared);
+    let mut models = HashMap::new();
+    for model in &shared.config.models {
+        let preparer = Preparer::load(Path::new(&model.path), limits.clone());
+        let preparer = preparer.with_context(|| format!("model `{}` in {}", model.name, model.path))?;
+        models.insert(model.name.clone(), Arc::new(preparer));
+    }
+    let pages = shared.pages.clone().context("preprocess without a pager")?;
+    let parts = PreprocessParts {
+        id: shared.node.clone(),
+        bus: shared.bus.clone(),
+        models,
+        pages,
+        config: shared.config.clone(),
+        clock: shared.clock.clone(),
+        health: shared.health.clone(),
+        drain: shared.intake.clone(),
+        metrics: PreprocessMetrics::register(&shared.registry)?,
+        fatal: shared.fatal.clone(),
+    };
+    Ok(PreprocessActor::start(parts).await?)
+}
+
+fn limits(shared: &Shared) -> PrepareLimits {
+    let settings = &shared.config.preprocess;
+    PrepareLimits {
+        image_bytes: settings.limits.max_image_bytes,
+        image_pixels: settings.limits.max_image_pixels,
+        video_bytes: settings.limits.max_video_bytes,
+        video_frames: settings.limits.max_frames,
+        video_time: settings.limits.decode_timeout,
+        default_max_tokens: shared.config.scheduler.default_max_tokens,
+        file_roots: settings.file_roots.clone(),
+        nested_video: settings.video_prompt == VideoPrompt::Nested,
+        dtype: match shared.config.executor.dtype {
+            Dtype::Bf16 => Some(PageDtype::Bf16),
+            Dtype::F32 | Dtype::Auto => Some(PageDtype::F32),
+        },
+        ffmpeg: settings.ffmpeg.clone(),
+        ffprobe: settings.ffprobe.clone(),
+        ..PrepareLimits::default()
+    }
+}

@@ -1,0 +1,161 @@
+//! Who gets a slot: the head of the queue, if the pool can hold its whole prompt beside what is already promised and the
+//! watermark; at the expense of lower levels if its own priority is higher. Must not form chunks of others.
+
+use std::time::Duration;
+
+use millrace_protocol::plan::OpenSlot;
+
+use super::blocks::Held;
+use super::planner::{Event, Events, Planner};
+use super::queue::depth;
+use super::sequence::{Phase, Running, SeqId};
+use super::step::{Chunk, Draft, chunk};
+
+/// What admission of one sequence takes.
+struct Need {
+    cached_blocks: usize,
+    /// Blocks that must be available: new ones, and cached ones that nobody else holds.
+    blocks: usize,
+    /// New blocks that later chunks will take.
+    later_blocks: usize,
+    chunk: Chunk,
+    own_depth: u8,
+}
+
+impl Planner {
+    /// Admits the head of the queue with its first chunk, or closes admission for this step.
+    pub(super) fn admit(&mut self, draft: &mut Draft, id: SeqId, now: Duration, events: &mut Events) {
+        if self.is_hopeless(id, now) {
+            self.remove(id);
+            events.push((id, Event::Expired));
+            return;
+        }
+        let Some(need) = self.need(draft, id) else {
+            draft.admission_closed = true;
+            return;
+        };
+        if !self.make_room(draft, &need, now) {
+            draft.admission_closed = true;
+            return;
+        }
+        draft.debt_blocks += need.later_blocks;
+        self.open(draft, id, &need, now, events);
+    }
+
+    /// Whether the deadline falls before the earliest end of the answer.
+    fn is_hopeless(&self, id: SeqId, now: Duration) -> bool {
+        let (Some(sequence), Some(step_time), Some(engine)) = (self.arena.get(id), self.step_time, &self.engine) else {
+            return false;
+        };
+        let Some(deadline) = sequence.new.deadline else { return false };
+        let steps = sequence.steps_left(sequence.tokens.len(), engine.step_tokens);
+        // Half the smoothed time: steps may well become faster, and a wrong refusal is worse than a late one.
+        let earliest = step_time.saturating_mul(u32::try_from(steps).unwrap_or(u32::MAX)) / 2;
+        now + earliest > deadline
+    }
+
+    fn need(&self, draft: &Draft, id: SeqId) -> Option<Need> {
+        let engine = self.engine.as_ref()?;
+        let sequence = self.arena.get(id)?;
+        let length = sequence.tokens.len();
+        // At least one token has to be computed: the next one is drawn after it.
+        let most = (length - 1) / engine.block_tokens;
+        let held = sequence.chain.hashes().iter().take(most).map_while(|hash| engine.pool.peek(hash));
+        let (mut cached_blocks, mut idle) = (0, 0);
+        for state in held {
+            cached_blocks += 1;
+            idle += usize::from(state == Held::Idle);
+        }
+        let cached = cached_blocks * engine.block_tokens;
+        let media = &sequence.new.media;
+        let next_media = media.partition_point(|item| (item.start + item.tokens) as usize <= cached);
+        let chunk = chunk(draft, sequence, cached, length - cached, next_media)?;
+        let new_blocks = sequence.blocks_to_start(engine.block_tokens) - cached_blocks;
+        let first_blocks = (cached + chunk.count).div_ceil(engine.block_tokens) - cached_blocks;
+        Some(Need {
+            cached_blocks,
+            blocks: new_blocks + idle,
+            later_blocks: new_blocks - first_blocks,
+            chunk,
+            own_depth: depth(sequence.new.priority),
+        })
+    }
+
+    /// Sees to a free slot and free blocks, preempting lower levels only if that is enough.
+    fn make_room(&mut self, draft: &mut Draft, need: &Need, now: Duration) -> bool {
+        let Some(engine) = &self.engine else { return false };
+        // A sequence alone always fits: it was checked against the whole pool.
+        let reserve = if self.running.is_empty() { 0 } else { engine.watermark_blocks + draft.debt_blocks };
+        let missing_slot = self.running.len() >= engine.max_running;
+        let mut available = engine.pool.available();
+        if !missing_slot && available >= need.blocks + reserve {
+            return true;
+        }
+        let mut victims = 0;
+        for (rank, id) in self.running.iter().rev() {
+            if rank.depth <= need.own_depth {
+                return false;
+            }
+            victims += 1;
+            let table = self.arena.get(*id).and_then(|victim| victim.running()).map(|running| &running.table);
+            available += table.map_or(0, |table| table.iter().filter(|block| !engine.pool.is_shared(block)).count());
+            let reserve = if victims == self.running.len() { 0 } else { reserve };
+            if available >= need.blocks + reserve {
+                break;
+            }
+        }
+        let reserve = if victims == self.running.len() { 0 } else { reserve };
+        if victims == 0 || available < need.blocks + reserve {
+            return false;
+        }
+        for _ in 0..victims {
+            let Some((_, victim)) = self.running.last().copied() else { return false };
+            self.preempt(draft, victim, now);
+        }
+        true
+    }
+
+    fn open(&mut self, draft: &mut Draft, id: SeqId, need: &Need, now: Duration, events: &mut Events) {
+        let Some(rank) = self.waiting.remove(id) else { return };
+        let (Some(engine), Some(sequence)) = (self.engine.as_mut(), self.arena.get_mut(id)) else { return };
+        let Some(slot) = engine.slots.pop() else { return };
+        let hashes = &sequence.chain.hashes()[..need.cached_blocks];
+        let table: Vec<_> = hashes.iter().map_while(|hash| engine.pool.lookup(hash)).collect();
+        let cached = table.len() * engine.block_tokens;
+        let again = sequence.cached_tokens.is_some();
+        sequence.cached_tokens.get_or_insert(cached.min(sequence.prompt_tokens));
+        if let Phase::Waiting { since } = sequence.phase {
+            sequence.waited += now.saturating_sub(since);
+        }
+        sequence.rank = rank;
+        let owed = std::mem::take(&mut sequence.uncharged) + (sequence.tokens.len() - cached) as u64;
+        let tenant = sequence.tenant;
+        draft.open.push((
+            id,
+            OpenSlot {
+                slot,
+                job: sequence.new.job.clone(),
+                tokens: sequence.tokens.clone(),
+                prompt_tokens: sequence.prompt_tokens as u32,
+                media: sequence.new.media.clone(),
+                sampling: sequence.new.sampling.clone(),
+                cached_tokens: cached as u32,
+                blocks: table.iter().map(|block| block.id()).collect(),
+            },
+        ));
+        sequence.phase = Phase::Running(Running {
+            slot,
+            registered: table.len(),
+            table,
+            planned: cached,
+            confirmed: cached,
+            in_flight: 0,
+            next_media: need.chunk.next_media,
+        });
+        let place = self.running.partition_point(|other| *other < (rank, id));
+        self.running.insert(place, (rank, id));
+        self.waiting.charge(tenant, owed);
+        events.push((id, Event::Admitted { cached_tokens: cached, again }));
+        self.add_work(draft, id, need.chunk, now);
+    }
+}

@@ -1,0 +1,261 @@
+//! Properties of planning under random arrivals, cancellations, crashes and pools that are too small for the load.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use millrace_protocol::JobId;
+use proptest::prelude::*;
+
+use super::planner::{Event, Events, Limits, Planner};
+use super::scripted::{Scripted, drawn, job, spec};
+use super::sequence::{NewSequence, SeqId};
+
+#[derive(Debug, Clone)]
+struct Arrival {
+    at_step: usize,
+    prompt: usize,
+    shared: usize,
+    max_tokens: u32,
+    ends_at: usize,
+    priority: u8,
+    tenant: u8,
+    cancel_after: Option<usize>,
+}
+
+fn arrival() -> impl Strategy<Value = Arrival> {
+    (
+        0_usize..40,
+        1_usize..40,
+        0_usize..40,
+        1_u32..24,
+        0_usize..40,
+        0_u8..10,
+        0_u8..3,
+        prop::option::weighted(0.1, 0_usize..30),
+    )
+        .prop_map(|(at_step, prompt, shared, max_tokens, ends_at, priority, tenant, cancel_after)| Arrival {
+            at_step,
+            prompt,
+            shared,
+            max_tokens,
+            ends_at,
+            priority,
+            tenant,
+            cancel_after,
+        })
+}
+
+#[derive(Debug, Clone)]
+struct World {
+    arrivals: Vec<Arrival>,
+    blocks: u32,
+    slots: u32,
+    step_tokens: usize,
+    run_ahead: usize,
+    cache: bool,
+    crash_at: Option<usize>,
+}
+
+fn world() -> impl Strategy<Value = World> {
+    let arrivals = prop::collection::vec(arrival(), 1..14);
+    let shape = (8_u32..40, 1_u32..6, 1_usize..48, 1_usize..4, any::<bool>(), prop::option::weighted(0.3, 0_usize..60));
+    (arrivals, shape).prop_map(|(arrivals, (blocks, slots, step_tokens, run_ahead, cache, crash_at))| World {
+        arrivals,
+        blocks,
+        slots,
+        step_tokens,
+        run_ahead,
+        cache,
+        crash_at,
+    })
+}
+
+fn name(index: usize) -> String {
+    format!("job-{index}")
+}
+
+fn sequence(index: usize, arrival: &Arrival) -> NewSequence {
+    let shared = arrival.shared.min(arrival.prompt);
+    let own = (shared..arrival.prompt).map(|n| (index * 100 + n) as u32);
+    NewSequence {
+        priority: arrival.priority,
+        tenant: arrival.tenant.to_string(),
+        ..job(&name(index), (0..shared as u32).chain(own), arrival.max_tokens)
+    }
+}
+
+fn executor(world: &World) -> Scripted {
+    let mut executor = Scripted::new(spec(world.blocks, world.slots));
+    executor.ends = world.arrivals.iter().enumerate().map(|(index, a)| (name(index), a.ends_at)).collect();
+    executor
+}
+
+/// What each job was given, and how it ended.
+#[derive(Default)]
+struct Record {
+    answer: Vec<u32>,
+    end: Option<&'static str>,
+}
+
+fn note(records: &mut HashMap<SeqId, Record>, events: &mut Events) -> Result<(), TestCaseError> {
+    for (id, event) in events.drain(..) {
+        let record = records.entry(id).or_default();
+        prop_assert!(record.end.is_none(), "{event:?} after the end");
+        match event {
+            Event::Token { token, .. } => record.answer.push(token),
+            Event::Finished { .. } => record.end = Some("finished"),
+            Event::Refused(_) => record.end = Some("refused"),
+            Event::Expired | Event::Failed(_) => prop_assert!(false, "{event:?}"),
+            Event::Admitted { .. } | Event::Preempted => {}
+        }
+    }
+    Ok(())
+}
+
+fn live(world: &World) -> Result<(), TestCaseError> {
+    let limits = Limits {
+        step_tokens: world.step_tokens,
+        run_ahead: world.run_ahead,
+        prefix_cache: world.cache,
+        ageing: Duration::from_millis(200),
+        ..Limits::default()
+    };
+    let mut planner = Planner::new(limits);
+    let mut records: HashMap<SeqId, Record> = HashMap::new();
+    let mut ids: HashMap<usize, SeqId> = HashMap::new();
+    let mut cancelled = Vec::new();
+    let mut events = Events::new();
+    let mut engine = executor(world);
+    planner.attach(&spec(world.blocks, world.slots), Duration::ZERO, &mut events);
+    for step in 0.. {
+        prop_assert!(step < 5_000, "no end in sight: {:?}", planner.counts());
+        let now = Duration::from_millis(step as u64 * 10);
+        for (index, arrival) in world.arrivals.iter().enumerate() {
+            if arrival.at_step == step {
+                ids.insert(index, planner.submit(sequence(index, arrival), now, &mut events));
+            }
+            if arrival.cancel_after.is_some_and(|after| arrival.at_step + after == step)
+                && planner.remove(ids[&index]).is_some()
+            {
+                cancelled.push(index);
+            }
+        }
+        if world.crash_at == Some(step) {
+            planner.detach(now);
+            engine = executor(world);
+            planner.attach(&spec(world.blocks, world.slots), now, &mut events);
+        }
+        while let Some(plan) = planner.plan(now, &mut events) {
+            prop_assert_eq!(planner.check(), Ok(()));
+            engine.send(plan);
+        }
+        if let Some((tokens, busy)) = engine.step() {
+            prop_assert!(engine.last_tokens <= world.step_tokens);
+            planner.apply(tokens, vec![], busy, &mut events).map_err(|e| TestCaseError::fail(e.to_string()))?;
+        }
+        prop_assert_eq!(planner.check(), Ok(()));
+        note(&mut records, &mut events)?;
+        let counts = planner.counts();
+        if step > 80 && counts.waiting + counts.running + counts.outstanding == 0 {
+            prop_assert_eq!(counts.free_blocks, counts.total_blocks);
+            break;
+        }
+    }
+    for (index, arrival) in world.arrivals.iter().enumerate() {
+        let record = records.remove(&ids[&index]).unwrap_or_default();
+        let job = JobId::new(name(index)).unwrap();
+        let length = arrival.ends_at.min(arrival.max_tokens as usize);
+        let expected: Vec<u32> = (0..length).map(|n| drawn(&job, n, None)).collect();
+        if cancelled.contains(&index) {
+            prop_assert!(record.end.is_none() && expected.starts_with(&record.answer));
+        } else if record.end == Some("refused") {
+            let most = (arrival.prompt + arrival.max_tokens as usize - 1).div_ceil(4);
+            prop_assert!(most > world.blocks as usize && record.answer.is_empty());
+        } else {
+            prop_assert_eq!((record.end, record.answer), (Some("finished"), expected));
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(6_000))]
+
+    /// Budgets hold, blocks conserve, everyone ends exactly once with exactly its own answer, whatever happens.
+    #[test]
+    fn every_sequence_ends_with_its_own_answer(world in world()) {
+        live(&world)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3_000))]
+
+    /// Within one priority and tenant nobody is admitted before an older one, as long as nobody ages or is preempted.
+    #[test]
+    fn equals_are_admitted_in_order(
+        arrivals in prop::collection::vec((0_usize..20, 1_usize..20, 1_u32..10, 0_u8..3), 1..16),
+        slots in 1_u32..4,
+    ) {
+        let limits = Limits { ageing: Duration::ZERO, step_tokens: 24, ..Limits::default() };
+        let mut planner = Planner::new(limits);
+        let mut events = Events::new();
+        // Room for all: a preemption would change the order for good reason.
+        planner.attach(&spec(400, slots), Duration::ZERO, &mut events);
+        let mut engine = Scripted::new(spec(400, slots));
+        let mut priority_of = HashMap::new();
+        let mut admitted: HashMap<u8, Vec<SeqId>> = HashMap::new();
+        let mut submitted: HashMap<u8, Vec<SeqId>> = HashMap::new();
+        for step in 0..400 {
+            let now = Duration::from_millis(step as u64);
+            for (index, (_, prompt, max_tokens, priority)) in arrivals.iter().enumerate().filter(|(_, a)| a.0 == step) {
+                let new = NewSequence { priority: *priority, ..job(&name(index), 0..*prompt as u32, *max_tokens) };
+                let id = planner.submit(new, now, &mut events);
+                priority_of.insert(id, *priority);
+                submitted.entry(*priority).or_default().push(id);
+            }
+            while let Some(plan) = planner.plan(now, &mut events) {
+                engine.send(plan);
+            }
+            if let Some((tokens, busy)) = engine.step() {
+                planner.apply(tokens, vec![], busy, &mut events).unwrap();
+            }
+            for (id, event) in events.drain(..) {
+                if matches!(event, Event::Admitted { again: false, .. }) {
+                    admitted.entry(priority_of[&id]).or_default().push(id);
+                }
+            }
+        }
+        prop_assert_eq!(admitted, submitted);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// A steady storm of the highest priority cannot keep the lowest out for ever.
+    #[test]
+    fn the_lowest_priority_is_served_under_a_storm(prompt in 1_usize..30, wave in 1_usize..4, slots in 1_u32..4) {
+        let mut planner = Planner::new(Limits { ageing: Duration::from_millis(100), step_tokens: 16, ..Limits::default() });
+        let mut events = Events::new();
+        planner.attach(&spec(40, slots), Duration::ZERO, &mut events);
+        let mut engine = Scripted::new(spec(40, slots));
+        let humble = planner.submit(NewSequence { priority: 0, ..job("humble", 0..prompt as u32, 4) }, Duration::ZERO, &mut events);
+        for step in 0..600 {
+            let now = Duration::from_millis(step * 10);
+            for n in 0..wave {
+                let new = NewSequence { priority: 9, ..job(&format!("s{step}-{n}"), 0..8, 6) };
+                planner.submit(new, now, &mut events);
+            }
+            while let Some(plan) = planner.plan(now, &mut events) {
+                engine.send(plan);
+            }
+            let Some((tokens, busy)) = engine.step() else { continue };
+            planner.apply(tokens, vec![], busy, &mut events).unwrap();
+            if planner.sequence(humble).is_none() {
+                return Ok(());
+            }
+        }
+        prop_assert!(false, "still there: {:?}", planner.sequence(humble).map(|s| s.rank));
+    }
+}
