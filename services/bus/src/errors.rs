@@ -151,6 +151,8 @@ impl BusError {
             | Self::Overloaded { .. }
             | Self::Closed => Kind::Retry,
             Self::Service { code, .. } | Self::Api { code, .. } if *code >= 500 => Kind::Retry,
+            // A pull that met a change of the consumer's leader, or too many other pulls.
+            Self::Api { code: 409, .. } => Kind::Retry,
             Self::TooLarge { .. }
             | Self::ObjectMissing { .. }
             | Self::Service { .. }

@@ -17,6 +17,10 @@ use crate::errors::BusError;
 const OPERATION: &str = "pull jobs";
 /// Most jobs of one pull.
 const MAX_PULL: usize = 256;
+/// Shortest wait of a pull: time for the server to look and answer.
+const LEAST_EXPIRES: Duration = Duration::from_millis(20);
+/// Longest silence between two jobs of one pull.
+const LINGER: Duration = Duration::from_millis(25);
 
 /// A job that the queue holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,8 +157,8 @@ impl JobConsumer {
         self.class
     }
 
-    /// Takes up to `max` waiting jobs; if none waits, waits up to `expires` for one. Never more than `max`, and an empty
-    /// list once the time is over. Jobs that arrive for a dropped call go back to the queue at once.
+    /// Takes up to `max` waiting jobs; if none waits, waits up to `expires` (at least 20 ms) for one. Never more than
+    /// `max`, and an empty list once the time is over. Jobs that arrive for a dropped call go back to the queue at once.
     ///
     /// # Errors
     /// [`BusError::NoResponders`] (stream or consumer gone, or a leader election), [`BusError::Timeout`] while
@@ -164,11 +168,8 @@ impl JobConsumer {
             return Ok(Vec::new());
         }
         let max = max.min(MAX_PULL);
-        let mut pull = Pull::open(&self.bus, &self.next_subject).await?;
-        pull.request(max, serde_json::json!({ "batch": max, "no_wait": true }), Duration::ZERO).await?;
-        if pull.jobs.is_empty() && !expires.is_zero() {
-            pull.request(1, serde_json::json!({ "batch": 1, "expires": expires.as_nanos() }), expires).await?;
-        }
+        let mut pull = Pull::open(&self.bus).await?;
+        pull.run(&self.next_subject, max, expires.max(LEAST_EXPIRES)).await?;
         Ok(std::mem::take(&mut pull.jobs))
     }
 }
@@ -177,7 +178,6 @@ impl JobConsumer {
 /// If it is dropped before it returned, the jobs it holds or that are on their way go back to the queue.
 struct Pull<'a> {
     bus: &'a Bus,
-    next_subject: &'a str,
     inbox: String,
     /// Present while the server may still deliver.
     subscriber: Option<Subscriber>,
@@ -185,42 +185,62 @@ struct Pull<'a> {
 }
 
 impl<'a> Pull<'a> {
-    async fn open(bus: &'a Bus, next_subject: &'a str) -> Result<Self, BusError> {
+    async fn open(bus: &'a Bus) -> Result<Self, BusError> {
         let inbox = bus.inner.client.new_inbox();
         let subscriber = bus.within(OPERATION, bus.inner.request_timeout, async {
             bus.inner.client.subscribe(inbox.clone()).await.map_err(|_| BusError::Closed)
         });
         let subscriber = Some(subscriber.await?);
-        Ok(Self { bus, next_subject, inbox, subscriber, jobs: Vec::new() })
+        Ok(Self { bus, inbox, subscriber, jobs: Vec::new() })
     }
 
-    async fn request(&mut self, max: usize, request: serde_json::Value, expires: Duration) -> Result<(), BusError> {
-        let Self { bus, next_subject, inbox, subscriber, jobs } = self;
-        let Some(replies) = subscriber.as_mut() else { return Err(BusError::Closed) };
+    /// Asks once. `no_wait` with `expires`: the server waits for the first job and ends the pull as soon as no more wait.
+    async fn run(&mut self, next_subject: &str, max: usize, expires: Duration) -> Result<(), BusError> {
+        let Self { bus, inbox, subscriber, jobs } = self;
+        let Some(subscriber) = subscriber.as_mut() else { return Err(BusError::Closed) };
+        let request = serde_json::json!({ "batch": max, "no_wait": true, "expires": expires.as_nanos() }).to_string();
+        let request_timeout = bus.inner.request_timeout;
         let client = &bus.inner.client;
+        bus.within(OPERATION, request_timeout, async {
+            let sent = client.publish_with_reply(next_subject.to_string(), inbox.clone(), request.into()).await;
+            sent.map_err(|error| api::publish_error(&error))
+        })
+        .await?;
         // The server ends the pull itself; only a lost connection makes this longer limit count.
-        let limit = expires + bus.inner.request_timeout;
-        let ended = bus.within(OPERATION, limit, async {
-            let sent = client.publish_with_reply(next_subject.to_string(), inbox.clone(), request.to_string().into());
-            sent.await.map_err(|error| api::publish_error(&error))?;
-            while jobs.len() < max {
-                let message = replies.next().await.ok_or(BusError::Closed)?;
-                match status(&message) {
-                    0 => jobs.push(delivery(message)?),
-                    // 404: nothing waits. 408: the time is over. 409: the consumer is at its limit.
-                    404 | 408 => break,
-                    409 if is_limit(&message) => break,
-                    503 => return Err(BusError::NoResponders { operation: OPERATION }),
-                    code => return Err(api::status_error(OPERATION, code, &message)),
+        let first = bus.within(OPERATION, expires + request_timeout, next(subscriber)).await?;
+        let Some(first) = first else { return Ok(()) };
+        jobs.push(first);
+        while jobs.len() < max {
+            match tokio::time::timeout(LINGER, next(subscriber)).await {
+                Ok(Ok(Some(job))) => jobs.push(job),
+                // What was received counts, whatever ended the pull.
+                Ok(Ok(None) | Err(_)) => return Ok(()),
+                // A consumer at its limit of unacknowledged jobs says nothing: stop here, and take what is on its way.
+                Err(_elapsed) => {
+                    let rest = bus.within(OPERATION, request_timeout, async {
+                        subscriber.drain().await.map_err(|_| BusError::Closed)?;
+                        while let Ok(Some(job)) = next(subscriber).await {
+                            jobs.push(job);
+                        }
+                        Ok(())
+                    });
+                    return rest.await.or(Ok(()));
                 }
             }
-            Ok(())
-        });
-        match ended.await {
-            // What was received counts, whatever ended the pull.
-            Err(error) if jobs.is_empty() => Err(error),
-            _ => Ok(()),
         }
+        Ok(())
+    }
+}
+
+/// The next job of a pull; `None` once the server ended it.
+async fn next(subscriber: &mut Subscriber) -> Result<Option<JobDelivery>, BusError> {
+    let message = subscriber.next().await.ok_or(BusError::Closed)?;
+    match status(&message) {
+        0 => delivery(message).map(Some),
+        // 404: nothing waits. 408: the time is over, or no more wait.
+        404 | 408 => Ok(None),
+        503 => Err(BusError::NoResponders { operation: OPERATION }),
+        code => Err(api::status_error(OPERATION, code, &message)),
     }
 }
 
@@ -256,11 +276,6 @@ impl std::fmt::Debug for JobDelivery {
             .field("attempt", &self.delivery.attempt)
             .finish_non_exhaustive()
     }
-}
-
-/// "Exceeded MaxAckPending" and the like: try again later.
-fn is_limit(message: &Message) -> bool {
-    message.description.as_deref().is_some_and(|text| text.contains("Exceeded Max"))
 }
 
 fn delivery(message: Message) -> Result<JobDelivery, BusError> {

@@ -137,7 +137,8 @@ fn run(
         output.busy_us = micros(busy);
         output.idle_us = micros(idle);
         let output = Box::new(output);
-        if events.blocking_send(DeviceEvent::Stepped { scheduler: plan.scheduler, output, tokens, busy, idle }).is_err() {
+        if events.blocking_send(DeviceEvent::Stepped { scheduler: plan.scheduler, output, tokens, busy, idle }).is_err()
+        {
             return;
         }
     }

@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod models;
 pub mod pages;
 pub mod positions;
+pub mod random_weights;
 pub mod sampling;
 pub mod session;
 pub mod step_batch;

@@ -29,7 +29,10 @@ pub enum End {
     /// With its terminal message.
     Final(Box<Final>),
     /// Back to the queue, for another scheduler to continue behind what is stored.
-    Return,
+    Return {
+        /// When the queue may deliver it again.
+        delay: Duration,
+    },
 }
 
 /// How the writer ended.
@@ -156,7 +159,7 @@ impl Writer {
             }
             match end {
                 Some(End::Final(last)) => return self.finish(last).await,
-                Some(End::Return) => return Ok(self.give_back().await),
+                Some(End::Return { delay }) => return Ok(self.give_back(delay).await),
                 None => self.log.shared.woken.notified().await,
             }
         }
@@ -166,7 +169,7 @@ impl Writer {
     fn take(&self) -> (Option<Delta>, Option<End>) {
         let mut outbox = self.log.outbox();
         let mut end = outbox.end.take();
-        if self.stream || matches!(end, Some(End::Return)) {
+        if self.stream || matches!(end, Some(End::Return { .. })) {
             let delta = std::mem::take(&mut outbox.delta);
             return ((!delta.is_empty()).then_some(delta), end);
         }
@@ -202,16 +205,14 @@ impl Writer {
             }
             other => other?,
         }
-        let origin = self.log.origin();
-        self.acknowledge(&origin.delivery).await;
-        for node in origin.nodes {
-            release_pages(&self.bus, &node, &self.job).await;
-        }
+        self.release_pages().await;
+        self.acknowledge().await;
         Ok(Ended::Stored)
     }
 
     /// The final is stored, so a lost acknowledgement costs one redelivery that finds it.
-    async fn acknowledge(&self, delivery: &Delivery) {
+    async fn acknowledge(&self) {
+        let delivery = self.log.origin().delivery;
         let mut backoff = Backoff::new(RETRY);
         while let Err(error) = self.bus.ack_final(&delivery.ack_subject).await {
             if error.kind() != Kind::Retry || backoff.tries() > 20 {
@@ -222,12 +223,25 @@ impl Writer {
         }
     }
 
-    async fn give_back(&self) -> Ended {
+    async fn give_back(&self, delay: Duration) -> Ended {
         let delivery = self.log.origin().delivery;
-        if let Err(error) = self.bus.nak(&delivery.ack_subject, Duration::ZERO).await {
+        self.release_pages().await;
+        if let Err(error) = self.bus.nak(&delivery.ack_subject, delay).await {
             tracing::warn!(job = %self.job, %error, "job not returned; it is delivered again after its ack wait");
         }
         Ended::Returned
+    }
+
+    /// Lets nodes free the job's pages, before the queue can give the job to one of them again: a release that came later
+    /// would take its new pages. If the message is lost, the lease runs out.
+    async fn release_pages(&self) {
+        let Ok(body) = postcard::to_stdvec(&PageLease::Release(self.job.clone())) else { return };
+        let body = Bytes::from(body);
+        for node in self.log.origin().nodes {
+            if let Err(error) = self.bus.publish(&self.bus.subjects().page_lease(&node), body.clone()).await {
+                tracing::debug!(job = %self.job, %node, %error, "pages not released; their lease will run out");
+            }
+        }
     }
 
     /// Appends one chunk, however long the bus is away. Ends early only if another owner wrote or the bus refuses it.
@@ -263,13 +277,5 @@ fn too_large(last: Final, error: &BusError) -> Final {
         logprobs: Vec::new(),
         metadata: None,
         ..last
-    }
-}
-
-/// Lets a node free a job's pages. If the message is lost, the pages' lease runs out.
-async fn release_pages(bus: &Bus, node: &ActorId, job: &JobId) {
-    let Ok(body) = postcard::to_stdvec(&PageLease::Release(job.clone())) else { return };
-    if let Err(error) = bus.publish(&bus.subjects().page_lease(node), Bytes::from(body)).await {
-        tracing::debug!(%job, %node, %error, "pages not released; their lease will run out");
     }
 }

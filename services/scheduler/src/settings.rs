@@ -61,7 +61,8 @@ impl Settings {
             waiting: scheduler.waiting as usize,
             coalesce: scheduler.coalesce,
             ack_wait: streams.ack_wait,
-            drain_timeout: drain.timeout,
+            // The rest of the time is for giving back what has not ended.
+            drain_timeout: drain.timeout.mul_f64(0.8),
             step_timeout: STEP_TIMEOUT,
         })
     }

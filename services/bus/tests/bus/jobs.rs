@@ -155,8 +155,10 @@ async fn a_consumer_at_its_limit_waits_instead_of_spinning() {
     publish(&bus, "a").await;
     publish(&bus, "b").await;
     let consumer = bus.job_consumer(Class::Batch);
-    assert_eq!(consumer.pull(2, WAIT).await.unwrap().len(), 1);
     let (clock, wait) = (Clock::system(), Duration::from_millis(400));
+    let started = clock.now();
+    assert_eq!(consumer.pull(2, WAIT).await.unwrap().len(), 1);
+    assert!(clock.now() - started < WAIT / 2, "the job lay about for {:?}", clock.now() - started);
     let started = clock.now();
     assert!(consumer.pull(1, wait).await.unwrap().is_empty());
     assert!(clock.now() - started >= wait / 2, "returned after {:?}", clock.now() - started);

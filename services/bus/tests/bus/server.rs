@@ -46,6 +46,15 @@ async fn a_dropped_server_is_killed_and_its_folder_can_be_used_again() {
 }
 
 #[tokio::test]
+async fn the_folder_stays_locked_as_long_as_the_server_itself_lives() {
+    let dir = tempfile::tempdir().unwrap();
+    let managed = ManagedServer::start(&options(dir.path())).await.unwrap();
+    // The child holds the lock too, so that a server whose owner was killed -9 cannot get a rival on its files.
+    let inherited = std::fs::read_link(format!("/proc/{}/fd/0", managed.pid().unwrap())).unwrap();
+    assert_eq!(inherited, dir.path().join("millrace.lock").canonicalize().unwrap());
+}
+
+#[tokio::test]
 async fn a_missing_binary_is_explained() {
     let dir = tempfile::tempdir().unwrap();
     let mut options = options(dir.path());

@@ -3,19 +3,19 @@
 use candle_core::Tensor;
 use millrace_kernels::Backend;
 
-use super::Weights;
+use super::TensorSource;
 use crate::error::ExecutorError;
 
 /// A place in the tensor tree.
 pub struct Loader<'a, B: Backend> {
-    weights: &'a mut Weights,
+    weights: &'a mut dyn TensorSource,
     backend: &'a B,
     prefix: String,
 }
 
 impl<'a, B: Backend> Loader<'a, B> {
     /// The root of `weights`.
-    pub fn new(weights: &'a mut Weights, backend: &'a B) -> Self {
+    pub fn new(weights: &'a mut dyn TensorSource, backend: &'a B) -> Self {
         Self { weights, backend, prefix: String::new() }
     }
 

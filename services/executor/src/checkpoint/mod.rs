@@ -6,6 +6,7 @@ mod file;
 mod hash;
 mod loader;
 mod rope_config;
+mod source;
 mod weights;
 
 use std::path::Path;
@@ -15,6 +16,7 @@ use serde_json::Value;
 pub use fields::Fields;
 pub use loader::Loader;
 pub use rope_config::RopeConfig;
+pub use source::TensorSource;
 pub use weights::Weights;
 
 use crate::error::ExecutorError;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, TensorInfo};
 
+use super::TensorSource;
 use super::file::WeightFile;
 use crate::error::ExecutorError;
 
@@ -78,40 +79,6 @@ impl Weights {
         }
     }
 
-    /// Whether `name` is there and was not taken yet.
-    pub fn has(&self, name: &str) -> bool {
-        self.entries.contains_key(name)
-    }
-
-    /// Takes `name` as a host tensor in the file's dtype.
-    ///
-    /// # Errors
-    /// It is missing, has another shape, or a dtype that is not a float of 16 or 32 bits.
-    pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, ExecutorError> {
-        let entry = self.entries.remove(name).ok_or_else(|| ExecutorError::MissingTensor(name.into()))?;
-        if entry.info.shape != shape {
-            let (found, expected) = (entry.info.shape, shape.to_vec());
-            return Err(ExecutorError::TensorShape { name: name.into(), found, expected });
-        }
-        let dtype = match entry.info.dtype {
-            Dtype::BF16 => DType::BF16,
-            Dtype::F16 => DType::F16,
-            Dtype::F32 => DType::F32,
-            other => return Err(ExecutorError::Unsupported(format!("tensor `{name}` has dtype {other:?}"))),
-        };
-        let (start, end) = entry.info.data_offsets;
-        let file = self.files.get(entry.file).ok_or_else(|| ExecutorError::MissingTensor(name.into()))?;
-        Tensor::from_raw_buffer(&file.data(start, end)?, dtype, shape, &Device::Cpu).map_err(ExecutorError::candle)
-    }
-
-    /// Drops every tensor whose name starts with `prefix`; returns how many. For parts of a checkpoint that a model leaves
-    /// out knowingly: the model file says why.
-    pub fn leave_out(&mut self, prefix: &str) -> usize {
-        let before = self.entries.len();
-        self.entries.retain(|name, _| !name.starts_with(prefix));
-        before - self.entries.len()
-    }
-
     /// Ends loading.
     ///
     /// # Errors
@@ -132,6 +99,35 @@ impl Weights {
     /// The files, in order of their names.
     pub(super) fn files(&self) -> &[WeightFile] {
         &self.files
+    }
+}
+
+impl TensorSource for Weights {
+    fn has(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, ExecutorError> {
+        let entry = self.entries.remove(name).ok_or_else(|| ExecutorError::MissingTensor(name.into()))?;
+        if entry.info.shape != shape {
+            let (found, expected) = (entry.info.shape, shape.to_vec());
+            return Err(ExecutorError::TensorShape { name: name.into(), found, expected });
+        }
+        let dtype = match entry.info.dtype {
+            Dtype::BF16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+            Dtype::F32 => DType::F32,
+            other => return Err(ExecutorError::Unsupported(format!("tensor `{name}` has dtype {other:?}"))),
+        };
+        let (start, end) = entry.info.data_offsets;
+        let file = self.files.get(entry.file).ok_or_else(|| ExecutorError::MissingTensor(name.into()))?;
+        Tensor::from_raw_buffer(&file.data(start, end)?, dtype, shape, &Device::Cpu).map_err(ExecutorError::candle)
+    }
+
+    fn leave_out(&mut self, prefix: &str) -> usize {
+        let before = self.entries.len();
+        self.entries.retain(|name, _| !name.starts_with(prefix));
+        before - self.entries.len()
     }
 }
 

@@ -90,19 +90,31 @@ fn registry<B: Backend + 'static>() -> Vec<(&'static str, Build<B>)> {
     ]
 }
 
-/// Loads the model that `checkpoint` names; every tensor must find its place.
+/// Builds the model that `architecture` names from its config and tensors.
 ///
 /// # Errors
-/// An architecture that is not in the registry, a config or tensors that do not fit it, tensors left over.
+/// An architecture that is not in the registry, a config or tensors that do not fit it.
+pub fn build<B: Backend + 'static>(
+    architecture: &str,
+    fields: &Fields<'_>,
+    loader: &mut Loader<'_, B>,
+) -> Result<Box<dyn Model<B>>, ExecutorError> {
+    let entries = registry::<B>();
+    let Some((_, build)) = entries.iter().find(|(known, _)| *known == architecture) else {
+        let known: Vec<&str> = entries.iter().map(|(known, _)| *known).collect();
+        return Err(ExecutorError::Unsupported(format!("architecture `{architecture}` (known: {})", known.join(", "))));
+    };
+    build(fields, loader)
+}
+
+/// Loads the model of `checkpoint`; every tensor must find its place.
+///
+/// # Errors
+/// As [`build`], and tensors left over.
 pub fn load<B: Backend + 'static>(mut checkpoint: Checkpoint, backend: &B) -> Result<Box<dyn Model<B>>, ExecutorError> {
     let name = checkpoint.architecture().to_string();
-    let entries = registry::<B>();
-    let Some((_, build)) = entries.iter().find(|(known, _)| *known == name) else {
-        let known: Vec<&str> = entries.iter().map(|(known, _)| *known).collect();
-        return Err(ExecutorError::Unsupported(format!("architecture `{name}` (known: {})", known.join(", "))));
-    };
     let (fields, weights) = checkpoint.parts()?;
-    let model = build(&fields, &mut Loader::new(weights, backend))?;
+    let model = build(&name, &fields, &mut Loader::new(weights, backend))?;
     checkpoint.finish()?;
     Ok(model)
 }

@@ -15,4 +15,6 @@ mod mutant_backend;
 #[cfg(test)]
 mod mutants;
 #[cfg(test)]
+mod official;
+#[cfg(test)]
 mod steps;

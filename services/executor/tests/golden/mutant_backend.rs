@@ -15,6 +15,8 @@ pub enum Fault {
     NoTopkNorm,
     NoRouterBias,
     NoLatentNorm,
+    /// No fault: weights take no memory, and nothing can be computed.
+    Weightless,
 }
 
 pub struct MutantBackend<B> {
@@ -93,7 +95,7 @@ impl<B: Backend> Backend for MutantBackend<B> {
         self.inner.dtype()
     }
     fn weight(&self, host: &candle_core::Tensor) -> Done<B::Tensor> {
-        self.inner.weight(host)
+        if self.fault == Fault::Weightless { self.inner.upload(&[0.0], &[1]) } else { self.inner.weight(host) }
     }
     fn upload(&self, values: &[f32], shape: &[usize]) -> Done<B::Tensor> {
         self.inner.upload(values, shape)
@@ -153,7 +155,7 @@ impl<B: Backend> Backend for MutantBackend<B> {
         self.inner.paged_attention(q, batch, cache, scale)
     }
     fn weight_f32(&self, host: &candle_core::Tensor) -> Done<B::Tensor> {
-        self.inner.weight_f32(host)
+        if self.fault == Fault::Weightless { self.inner.upload(&[0.0], &[1]) } else { self.inner.weight_f32(host) }
     }
 
     fn router_softmax(&self, x: &B::Tensor, gate: &B::Tensor, top_k: usize, norm_topk: bool) -> Done<B::Routing> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use millrace_config::{DeviceChoice, Dtype, Model, VideoPrompt};
 use millrace_executor::{
-    Device, Dtype as EngineDtype, ExecutorActor, ExecutorMetrics, ExecutorParts, KvBudget, LoadOptions,
+    DeviceKind, Dtype as EngineDtype, ExecutorActor, ExecutorMetrics, ExecutorParts, KvBudget, LoadOptions,
 };
 use millrace_preprocess::{PrepareLimits, Preparer, PreprocessActor, PreprocessMetrics, PreprocessParts};
 use millrace_protocol::{ActorId, PageDtype};
@@ -62,7 +62,7 @@ async fn executor(shared: &Shared, model: &Model, metrics: &ExecutorMetrics) -> 
     let options = LoadOptions {
         executor: new_id("exec", &shared.clock)?,
         model: model.name.clone(),
-        device: Device::Cpu,
+        device: DeviceKind::Cpu,
         dtype: match settings.dtype {
             Dtype::Bf16 => EngineDtype::Bf16,
             Dtype::F32 | Dtype::Auto => EngineDtype::F32,

@@ -11,7 +11,7 @@ use millrace_protocol::{ActorId, ErrorCode, JobError, Status};
 
 use super::held::Outcome;
 use super::{Asked, SchedulerActor};
-use crate::policy::{Events, Plan};
+use crate::policy::{Blame, Events, Plan};
 use crate::session::{Answer, DEAD_AFTER};
 
 /// Longest wait for an executor's answer.
@@ -54,7 +54,7 @@ impl SchedulerActor {
             let held = self.executors.attached.as_ref();
             let ours = held.is_some_and(|held| held.executor == executor && held.session == renewed);
             if ours && matches!(reply, Ok(AttachReply::Lost | AttachReply::Held { .. })) {
-                self.lose_session("the executor let go of the session", now);
+                self.lose_session("the executor let go of the session", Blame::Nobody, now);
             }
             return;
         }
@@ -78,14 +78,23 @@ impl SchedulerActor {
 
     /// Sends as many plans as may be out.
     pub(super) fn pump(&mut self, now: Duration) {
-        while self.executors.attached.is_some() {
-            let mut events = Events::new();
-            let plan = self.planner.plan(now, &mut events);
-            self.dispatch(events, now);
-            match plan {
-                Some(plan) => self.send_plan(plan, now),
-                None => return,
+        self.plan_and_dispatch(Events::new(), now);
+    }
+
+    /// Sends as many plans as may be out, then carries the events out: the device does not wait for text to be made. What
+    /// that ends (a stop text) may make room for others, so it goes on until nothing happens any more.
+    fn plan_and_dispatch(&mut self, mut events: Events, now: Duration) {
+        loop {
+            while self.executors.attached.is_some()
+                && let Some(plan) = self.planner.plan(now, &mut events)
+            {
+                self.books_proven = false;
+                self.send_plan(plan, now);
             }
+            if events.is_empty() {
+                return;
+            }
+            self.dispatch(std::mem::take(&mut events), now);
         }
     }
 
@@ -104,11 +113,11 @@ impl SchedulerActor {
         let body = match postcard::to_stdvec(&plan) {
             Ok(body) if body.len() <= limit => body,
             Ok(body) => return self.refuse_oversize(&plan, body.len(), limit, now),
-            Err(error) => return self.lose_session(&format!("a plan cannot be encoded: {error}"), now),
+            Err(error) => return self.lose_session(&format!("a plan cannot be encoded: {error}"), Blame::Nobody, now),
         };
         let subject = self.bus.subjects().plan(&attached.executor);
         if self.plans.try_send((subject, Bytes::from(body))).is_err() {
-            self.lose_session("NATS does not take plans", now);
+            self.lose_session("NATS does not take plans", Blame::Nobody, now);
         }
     }
 
@@ -120,7 +129,7 @@ impl SchedulerActor {
             let error = JobError::new(ErrorCode::TooLarge, message);
             self.end_job(&open.job.clone(), Outcome::Error(Status::Failed, error), now);
         }
-        self.lose_session("a plan is larger than a NATS message", now);
+        self.lose_session("a plan is larger than a NATS message", Blame::Nobody, now);
     }
 
     /// Takes a step's output.
@@ -129,31 +138,29 @@ impl SchedulerActor {
         let Some(attached) = self.executors.attached.as_mut() else { return };
         match attached.judge(&output) {
             Answer::Ignore => return,
-            Answer::Broken(reason) => return self.lose_session(&reason, now),
+            Answer::Broken(reason) => return self.lose_session(&reason, Blame::Engine, now),
             Answer::Due { tokens } => self.metrics.step_tokens.observe(tokens as f64),
         }
         self.metrics.step_secs.observe(output.busy_us as f64 / 1e6);
         self.metrics.starved_secs.observe(output.idle_us as f64 / 1e6);
         let busy = Duration::from_micros(output.busy_us);
         let mut events = Events::new();
-        let applied = self.planner.apply(output.tokens, output.failed, busy, &mut events);
-        // The next plan leaves before the text is made: the device must not wait for it. A stop text found below then
-        // costs one more discarded token, and is found before anything is shown.
-        self.dispatch(events, now);
-        match applied {
-            Ok(()) => self.pump(now),
-            Err(contradiction) => self.lose_session(&contradiction.to_string(), now),
+        if let Err(contradiction) = self.planner.apply(output.tokens, output.failed, busy, &mut events) {
+            self.lose_session(&contradiction.to_string(), Blame::Engine, now);
         }
+        self.plan_and_dispatch(events, now);
     }
 
     /// Gives the session up: everything that ran waits for another one.
-    pub(super) fn lose_session(&mut self, reason: &str, now: Duration) {
+    pub(super) fn lose_session(&mut self, reason: &str, blame: Blame, now: Duration) {
         if let Some(lost) = self.executors.lose() {
             tracing::warn!(executor = %lost.executor, session = lost.session, reason, "executor lost");
             self.metrics.sessions_lost.inc();
-            self.planner.detach(now);
             self.health.set_not_ready(&self.condition(), format!("executor lost: {reason}"));
             self.beacon_due = true;
+            let mut events = Events::new();
+            self.planner.detach(blame, now, &mut events);
+            self.dispatch(events, now);
         }
     }
 
@@ -198,7 +205,7 @@ impl SchedulerActor {
 
     fn give_executor_back(&mut self, ctx: &mut Context<Self>) {
         let attached = self.executors.lose();
-        self.planner.detach(self.now());
+        self.planner.detach(Blame::Nobody, self.now(), &mut Events::new());
         let (bus, id) = (self.bus.clone(), self.id.clone());
         let detach = async move {
             let Some(attached) = attached else { return };

@@ -21,7 +21,7 @@ use millrace_protocol::engine::{AttachReply, BEACON_EVERY_MS, ExecutorBeacon};
 use millrace_protocol::ready::Offer;
 use millrace_protocol::step::StepOutput;
 use millrace_protocol::{ActorId, JobId, ModelName};
-use millrace_runtime::{Clock, DrainGate};
+use millrace_runtime::{Clock, DrainGate, InFlight};
 use millrace_telemetry::Health;
 use tokio::sync::{mpsc, watch};
 
@@ -32,7 +32,7 @@ use crate::error::SchedulerError;
 use crate::heartbeat;
 use crate::log::Ended;
 use crate::metrics::{ModelMetrics, SchedulerMetrics};
-use crate::policy::{Events, Planner, SeqId};
+use crate::policy::{Blame, Events, Planner, SeqId};
 use crate::session::Executors;
 use crate::settings::Settings;
 
@@ -91,6 +91,9 @@ pub struct SchedulerActor {
     beat_sent: Duration,
     drain_since: Option<Duration>,
     reconnects: u64,
+    books_proven: bool,
+    /// Keeps the process from ending before the executor is given back.
+    in_flight: Option<InFlight>,
 }
 
 struct Subscriptions {
@@ -139,6 +142,7 @@ impl SchedulerActor {
             beacons: bus.subscribe(&subjects.executor_beacons(), SUBSCRIPTION_DEPTH, None).await?,
             plans: queued,
         };
+        let in_flight = drain.enter();
         let (origin, reconnects) = (clock.now(), bus.events().reconnects());
         Ok(Self {
             metrics: metrics.of(&model),
@@ -163,6 +167,8 @@ impl SchedulerActor {
             beat_sent: Duration::ZERO,
             drain_since: None,
             reconnects,
+            books_proven: false,
+            in_flight,
         }
         .start())
     }
@@ -179,12 +185,12 @@ impl SchedulerActor {
     fn tick(&mut self, ctx: &mut Context<Self>) {
         let now = self.now();
         if let Some(reason) = self.executors.overdue(now, self.settings.step_timeout) {
-            self.lose_session(&reason, now);
+            self.lose_session(&reason, Blame::Engine, now);
         }
         let reconnects = self.bus.events().reconnects();
         if std::mem::replace(&mut self.reconnects, reconnects) != reconnects {
             // Plans or outputs may be lost, and nothing would tell before the step timeout.
-            self.lose_session("the connection to NATS was interrupted", now);
+            self.lose_session("the connection to NATS was interrupted", Blame::Nobody, now);
         }
         self.ask_for_executor(ctx, now);
         self.renew_hold(ctx, now);
@@ -230,6 +236,7 @@ impl Actor for SchedulerActor {
 
     fn stopped(&mut self, _ctx: &mut Self::Context) {
         self.health.remove(&self.condition());
+        self.in_flight = None;
     }
 }
 

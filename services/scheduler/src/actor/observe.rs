@@ -55,7 +55,7 @@ impl SchedulerActor {
     }
 
     /// Sets the gauges; when nothing runs, also proves the books.
-    pub(super) fn set_gauges(&self) {
+    pub(super) fn set_gauges(&mut self) {
         let counts = self.planner.counts();
         let total = counts.total_blocks.max(1) as f64;
         self.metrics.waiting.set(counts.waiting as i64);
@@ -63,10 +63,11 @@ impl SchedulerActor {
         self.metrics.outstanding.set(counts.outstanding as i64);
         self.metrics.blocks_used.set((counts.total_blocks - counts.free_blocks) as f64 / total);
         self.metrics.blocks_cached.set(counts.cached_blocks as f64 / total);
-        if counts.running == 0
-            && let Err(error) = self.planner.check()
-        {
-            let _ = self.fatal.send(Some(error.to_string()));
+        if counts.running == 0 && !self.books_proven {
+            self.books_proven = true;
+            if let Err(error) = self.planner.check() {
+                let _ = self.fatal.send(Some(error.to_string()));
+            }
         }
     }
 }

@@ -8,7 +8,10 @@ use millrace_protocol::{ErrorCode, FinishReason, JobError, JobId, Status};
 use super::held::Outcome;
 use super::{SchedulerActor, Wrote};
 use crate::log::{End, Ended};
-use crate::policy::{Event, Events, SeqId};
+use crate::policy::{Event, Events};
+
+/// A job whose pages are lost is delivered again after this: its dead node is known to be dead by then.
+const PREPARE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 impl SchedulerActor {
     /// Carries events out, then hands one delta of each job they concern to its writer.
@@ -39,7 +42,12 @@ impl SchedulerActor {
                         JobError::new(ErrorCode::DeadlineExceeded, "the deadline passed or cannot be met any more");
                     self.end_job(&job, Outcome::Error(Status::Expired, error), now);
                 }
-                Event::Failed(error) => self.end_job(&job, Outcome::Error(Status::Failed, error), now),
+                // Its pages died with the node that prepared it; another one prepares it again.
+                Event::Failed(error) if error.code == ErrorCode::PageLost => self.give_back(&job, PREPARE_AGAIN_AFTER),
+                Event::Failed(error) => {
+                    let status = if error.number < 500 { Status::Rejected } else { Status::Failed };
+                    self.end_job(&job, Outcome::Error(status, error), now);
+                }
                 Event::Refused(error) => self.end_job(&job, Outcome::Error(Status::Rejected, error), now),
                 Event::Preempted => self.metrics.preemptions.inc(),
                 Event::Admitted { cached_tokens, again } => self.admitted(&job, cached_tokens, again, now),
@@ -118,17 +126,21 @@ impl SchedulerActor {
 
     /// Gives every job back whose answer is not complete, behind what is shown of it.
     pub(super) fn return_all(&mut self) {
-        let unfinished: Vec<(JobId, SeqId)> =
-            self.held.iter().filter_map(|(job, held)| Some((job.clone(), held.seq?))).collect();
-        for (job, seq) in unfinished {
-            self.flush(&job);
+        let unfinished = self.held.iter().filter(|(_, held)| held.seq.is_some());
+        for job in unfinished.map(|(job, _)| job.clone()).collect::<Vec<_>>() {
+            self.give_back(&job, Duration::ZERO);
+        }
+    }
+
+    /// Returns one job to the queue, behind what is shown of it.
+    fn give_back(&mut self, job: &JobId, delay: Duration) {
+        self.flush(job);
+        let Some(held) = self.held.get_mut(job) else { return };
+        if let Some(seq) = held.seq.take() {
             self.planner.remove(seq);
             self.by_seq.remove(&seq);
-            if let Some(held) = self.held.get_mut(&job) {
-                held.seq = None;
-                held.log.end(End::Return);
-            }
         }
+        held.log.end(End::Return { delay });
     }
 }
 

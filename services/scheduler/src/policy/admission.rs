@@ -30,16 +30,47 @@ impl Planner {
             events.push((id, Event::Expired));
             return;
         }
-        let Some(need) = self.need(draft, id) else {
+        let Some(need) = self.fitting(draft, id, now) else {
             draft.admission_closed = true;
             return;
         };
-        if !self.make_room(draft, &need, now) {
-            draft.admission_closed = true;
-            return;
-        }
         draft.debt_blocks += need.later_blocks;
         self.open(draft, id, &need, now, events);
+    }
+
+    /// What admission takes, once there is room for it.
+    fn fitting(&mut self, draft: &mut Draft, id: SeqId, now: Duration) -> Option<Need> {
+        if self.waits_for_proof(id) {
+            return None;
+        }
+        let need = self.need(draft, id)?;
+        if self.fits(draft, &need) {
+            return Some(need);
+        }
+        if !self.make_room(draft, &need, now) {
+            return None;
+        }
+        // The victims may have held cached blocks that this sequence shares: they count as needed now.
+        self.need(draft, id).filter(|need| self.fits(draft, need))
+    }
+
+    /// Whether slots and blocks are free for it, beside what is promised to others.
+    fn fits(&self, draft: &Draft, need: &Need) -> bool {
+        let Some(engine) = &self.engine else { return false };
+        let free_slot = self.running.len() < engine.max_running;
+        free_slot && engine.pool.available() >= need.blocks + self.reserve(draft, self.running.len())
+    }
+
+    /// Blocks that stay free when `running` others run: a sequence alone always fits, it was checked against the pool.
+    fn reserve(&self, draft: &Draft, running: usize) -> usize {
+        let watermark = self.engine.as_ref().map_or(0, |engine| engine.watermark_blocks);
+        if running == 0 { 0 } else { watermark + draft.debt_blocks }
+    }
+
+    /// Whether this sequence and one that runs are both suspected of bringing engines down.
+    fn waits_for_proof(&self, id: SeqId) -> bool {
+        let suspect = |id: SeqId| self.arena.get(id).is_some_and(|sequence| sequence.losses > 0);
+        suspect(id) && self.running.iter().any(|(_, running)| suspect(*running))
     }
 
     /// Whether the deadline falls before the earliest end of the answer.
@@ -81,35 +112,28 @@ impl Planner {
         })
     }
 
-    /// Sees to a free slot and free blocks, preempting lower levels only if that is enough.
+    /// Preempts lower levels for it, the lowest first, but only if that is enough.
     fn make_room(&mut self, draft: &mut Draft, need: &Need, now: Duration) -> bool {
         let Some(engine) = &self.engine else { return false };
-        // A sequence alone always fits: it was checked against the whole pool.
-        let reserve = if self.running.is_empty() { 0 } else { engine.watermark_blocks + draft.debt_blocks };
-        let missing_slot = self.running.len() >= engine.max_running;
         let mut available = engine.pool.available();
-        if !missing_slot && available >= need.blocks + reserve {
-            return true;
-        }
-        let mut victims = 0;
+        let mut left = self.running.len();
         for (rank, id) in self.running.iter().rev() {
             if rank.depth <= need.own_depth {
                 return false;
             }
-            victims += 1;
+            left -= 1;
             let table = self.arena.get(*id).and_then(|victim| victim.running()).map(|running| &running.table);
             available += table.map_or(0, |table| table.iter().filter(|block| !engine.pool.is_shared(block)).count());
-            let reserve = if victims == self.running.len() { 0 } else { reserve };
-            if available >= need.blocks + reserve {
+            if left < engine.max_running && available >= need.blocks + self.reserve(draft, left) {
                 break;
             }
         }
-        let reserve = if victims == self.running.len() { 0 } else { reserve };
-        if victims == 0 || available < need.blocks + reserve {
+        if left == self.running.len() || available < need.blocks + self.reserve(draft, left) {
             return false;
         }
-        for _ in 0..victims {
-            let Some((_, victim)) = self.running.last().copied() else { return false };
+        while self.running.len() > left
+            && let Some((_, victim)) = self.running.last().copied()
+        {
             self.preempt(draft, victim, now);
         }
         true
@@ -149,6 +173,7 @@ impl Planner {
             table,
             planned: cached,
             confirmed: cached,
+            proven: false,
             in_flight: 0,
             next_media: need.chunk.next_media,
         });

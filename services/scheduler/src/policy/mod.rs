@@ -16,7 +16,7 @@ mod step;
 pub use accounts::Counts;
 pub use blocks::Imbalance;
 pub use outputs::Contradiction;
-pub use planner::{Event, Events, Limits, Plan, Planner};
+pub use planner::{Blame, Event, Events, Limits, Plan, Planner};
 pub use sequence::{NewSequence, SeqId, Sequence};
 
 #[cfg(test)]

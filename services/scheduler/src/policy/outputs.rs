@@ -54,6 +54,8 @@ impl Planner {
         let Some(sequence) = self.arena.get_mut(id).filter(|sequence| sequence.epoch == entry.epoch) else { return };
         let Phase::Running(running) = &mut sequence.phase else { return };
         running.confirmed += entry.count;
+        running.proven = true;
+        sequence.losses = 0;
         let Some(drawn) = drawn else {
             self.register_blocks(id);
             return;

@@ -93,6 +93,18 @@ pub enum Event {
     Refused(JobError),
 }
 
+/// Why an engine is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// It died, or contradicted itself.
+    Engine,
+    /// The connection, or a decision.
+    Nobody,
+}
+
+/// Engines that may be lost in a sequence's first step before it counts as poison.
+const MOST_LOSSES: u32 = 3;
+
 /// Events in the order in which they happened.
 pub type Events = Vec<(SeqId, Event)>;
 
@@ -163,7 +175,7 @@ impl Planner {
 
     /// Starts on an engine whose slots and blocks are all free. Sequences that can never run on it are refused.
     pub fn attach(&mut self, spec: &EngineSpec, now: Duration, events: &mut Events) {
-        self.detach(now);
+        self.detach(Blame::Nobody, now, events);
         let step_tokens = self.limits.step_tokens.min(spec.step_tokens as usize).max(1);
         // An eighth of a step is kept for prompts: decodes alone could otherwise fill every step.
         let most_decodes = (step_tokens - step_tokens / 8).max(1);
@@ -190,11 +202,21 @@ impl Planner {
         }
     }
 
-    /// The engine is gone: everything that ran waits again, with all tokens that are known.
-    pub fn detach(&mut self, now: Duration) {
+    /// The engine is gone: everything that ran waits again, with all tokens that are known. If the engine itself is to
+    /// blame, a sequence may have brought it down: one that never got through a step is suspect, and ends as poison the
+    /// third time. Suspects are admitted one at a time until they get through a step, so that only the culprit ends.
+    pub fn detach(&mut self, blame: Blame, now: Duration, events: &mut Events) {
         let running: Vec<SeqId> = self.running.iter().map(|(_, id)| *id).collect();
         for id in running {
+            let suspect = blame == Blame::Engine && self.arena.get(id).is_some_and(Sequence::is_unproven);
             self.back_to_waiting(id, now);
+            let Some(sequence) = self.arena.get_mut(id) else { continue };
+            sequence.losses += u32::from(suspect);
+            if sequence.losses >= MOST_LOSSES {
+                let message = format!("{MOST_LOSSES} executors were lost in this job's first step");
+                self.remove(id);
+                events.push((id, Event::Failed(JobError::new(ErrorCode::Poison, message))));
+            }
         }
         self.outstanding.clear();
         self.engine = None;
@@ -216,6 +238,7 @@ impl Planner {
                 rank: Rank { depth: level, arrival: now, id: id.unique },
                 tenant,
                 epoch: 0,
+                losses: 0,
                 waited: Duration::ZERO,
                 cached_tokens: None,
                 uncharged: 0,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use millrace_protocol::ready::MediaItem;
 use millrace_protocol::{ActorId, ErrorCode, FinishReason, PageDtype, PageRef, SlotId};
 
-use super::planner::{Event, Events, Limits, Plan, Planner};
+use super::planner::{Blame, Event, Events, Limits, Plan, Planner};
 use super::scripted::{Scripted, drawn, job, spec};
 use super::sequence::{NewSequence, SeqId};
 
@@ -242,7 +242,7 @@ fn a_lost_engine_costs_nothing_but_time() {
         }
         events.extend(answer(&mut planner, &mut executor));
     }
-    planner.detach(NOW);
+    planner.detach(Blame::Engine, NOW, &mut events);
     planner.check().unwrap();
     assert!(planner.plan(NOW, &mut events).is_none());
     planner.attach(&spec(32, 3), NOW, &mut events);
@@ -304,4 +304,84 @@ fn a_failed_sequence_leaves_no_content_behind() {
     assert_eq!(events, [(id, Event::Failed(error))]);
     assert_eq!((planner.counts().cached_blocks, planner.counts().free_blocks), (0, 64));
     planner.check().unwrap();
+}
+
+#[test]
+fn only_the_job_that_brings_engines_down_is_poison() {
+    let mut planner = planner(64, 4, limits(64));
+    let mut events = Events::new();
+    let ids: Vec<SeqId> = ["a", "poison", "b"].map(|name| submit(&mut planner, job(name, 0..6, 4))).to_vec();
+    let mut engines = 1;
+    let mut executor = Scripted::new(spec(64, 4));
+    for _ in 0..100 {
+        while let Some(plan) = planner.plan(NOW, &mut events) {
+            executor.send(plan);
+        }
+        // The engine dies over any step that computes the poisonous job.
+        if planner.sequence(ids[1]).is_some_and(|sequence| sequence.running().is_some()) {
+            planner.detach(Blame::Engine, NOW, &mut events);
+            planner.attach(&spec(64, 4), NOW, &mut events);
+            executor = Scripted::new(spec(64, 4));
+            engines += 1;
+        } else if executor.busy() {
+            events.extend(answer(&mut planner, &mut executor));
+        }
+    }
+    let ends = |id: SeqId| events.iter().rev().find(|(of, _)| *of == id).map(|(_, event)| event.clone());
+    assert!(matches!(ends(ids[1]), Some(Event::Failed(error)) if error.code == ErrorCode::Poison));
+    for id in [ids[0], ids[2]] {
+        assert_eq!(ends(id), Some(Event::Finished { reason: FinishReason::Length, hidden_tokens: 0 }));
+    }
+    assert_eq!(engines, 4);
+}
+
+#[test]
+fn tenants_share_a_busy_engine_evenly() {
+    let mut planner = planner(200, 2, limits(16));
+    let mut executor = Scripted::new(spec(200, 2));
+    let mut events = Events::new();
+    for n in 0..40 {
+        planner.submit(NewSequence { tenant: "flood".into(), ..job(&format!("f{n}"), 0..8, 10) }, NOW, &mut events);
+    }
+    let later: Vec<SeqId> = (0..10)
+        .map(|n| {
+            planner.submit(NewSequence { tenant: "late".into(), ..job(&format!("l{n}"), 0..8, 10) }, NOW, &mut events)
+        })
+        .collect();
+    let mut ended = Vec::new();
+    while ended.len() < 20 {
+        while let Some(plan) = planner.plan(NOW, &mut events) {
+            executor.send(plan);
+        }
+        events.extend(answer(&mut planner, &mut executor));
+        ended.extend(events.drain(..).filter(|(_, event)| matches!(event, Event::Finished { .. })).map(|(id, _)| id));
+    }
+    let of_late = ended.iter().filter(|id| later.contains(id)).count();
+    assert!((8..=10).contains(&of_late), "{of_late} of the first 20 belong to the tenant that came last");
+}
+
+#[test]
+fn a_decoding_sequence_costs_few_bytes_on_the_wire() {
+    let mut planner = Planner::new(Limits::default());
+    let spec = millrace_protocol::engine::EngineSpec { step_tokens: 8_192, ..spec(20_000, 256) };
+    planner.attach(&spec, NOW, &mut Events::new());
+    for n in 0..256 {
+        submit(&mut planner, job(&format!("job{n}"), 0..7, 300));
+    }
+    // Blocks of 4 tokens: a new block every fourth step, far more often than blocks of 16 need one.
+    while !planner.waiting.is_empty() {
+        plan(&mut planner);
+        planner.outstanding.clear();
+    }
+    let steps: Vec<Plan> = (0..4)
+        .map(|_| {
+            planner.outstanding.clear();
+            plan(&mut planner)
+        })
+        .collect();
+    for step in steps {
+        assert_eq!(step.work.len(), 256);
+        let bytes = postcard::to_stdvec(&step.work).unwrap().len();
+        assert!(bytes < 256 * 40, "{bytes} bytes");
+    }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use millrace_protocol::JobId;
 use proptest::prelude::*;
 
-use super::planner::{Event, Events, Limits, Planner};
+use super::planner::{Blame, Event, Events, Limits, Planner};
 use super::scripted::{Scripted, drawn, job, spec};
 use super::sequence::{NewSequence, SeqId};
 
@@ -141,7 +141,7 @@ fn live(world: &World) -> Result<(), TestCaseError> {
             }
         }
         if world.crash_at == Some(step) {
-            planner.detach(now);
+            planner.detach(Blame::Nobody, now, &mut events);
             engine = executor(world);
             planner.attach(&spec(world.blocks, world.slots), now, &mut events);
         }

@@ -80,6 +80,8 @@ pub struct Running {
     pub planned: usize,
     /// Tokens whose keys and values are computed for certain: the outputs are back.
     pub confirmed: usize,
+    /// Whether a step with it has come back since it was admitted.
+    pub proven: bool,
     /// Draws in plans that are still out.
     pub in_flight: usize,
     /// First media item that no plan has touched.
@@ -107,6 +109,8 @@ pub struct Sequence {
     pub tenant: TenantId,
     /// Counts admissions: outputs of earlier ones are void.
     pub epoch: u32,
+    /// Engines lost in a row while this sequence was in its first step.
+    pub losses: u32,
     /// Time spent waiting, earlier waits included.
     pub waited: Duration,
     /// Prompt tokens found in the cache at the first admission.
@@ -116,6 +120,11 @@ pub struct Sequence {
 }
 
 impl Sequence {
+    /// Whether it runs and no step with it has come back yet.
+    pub fn is_unproven(&self) -> bool {
+        self.running().is_some_and(|running| !running.proven && running.planned > running.confirmed)
+    }
+
     /// Answer tokens that are known.
     pub fn answer(&self) -> &[u32] {
         &self.tokens[self.prompt_tokens..]

@@ -183,8 +183,10 @@ impl Planner {
             draft.open.iter().position(|(id, _)| *id == victim).map(|place| draft.open.remove(place).1.slot);
         self.back_to_waiting(victim, now);
         if let (Some(slot), Some(engine)) = (opened_here, self.engine.as_mut()) {
-            // The executor never heard of it, so there is nothing to forget.
-            engine.release.retain(|released| *released != slot);
+            // The executor never heard of it, so there is nothing to forget; an earlier holder's release stands.
+            if let Some(place) = engine.release.iter().rposition(|released| *released == slot) {
+                engine.release.remove(place);
+            }
         }
         self.preemptions += 1;
         draft.preempted.push(victim);

@@ -1,0 +1,21 @@
+//! Where tensors come from: a checkpoint's files, or a generator that writes one.
+
+use candle_core::Tensor;
+
+use crate::error::ExecutorError;
+
+/// Tensors by name.
+pub trait TensorSource {
+    /// Whether `name` is there and was not taken yet.
+    fn has(&self, name: &str) -> bool;
+
+    /// Takes `name` as a host tensor.
+    ///
+    /// # Errors
+    /// It is missing or has another shape.
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, ExecutorError>;
+
+    /// Drops every tensor whose name starts with `prefix`; returns how many. For parts of a checkpoint that a model leaves
+    /// out knowingly: the model file says why.
+    fn leave_out(&mut self, prefix: &str) -> usize;
+}
