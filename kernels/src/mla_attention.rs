@@ -7,11 +7,12 @@ use candle_core::Tensor;
 use crate::attend::{Attend, ROWS, attend};
 use crate::backend::Ragged;
 use crate::batch;
+use crate::element::Element;
 use crate::error::KernelError;
 use crate::host::Host;
 use crate::kv_cache::{CpuKvCache, PageLayout, put_key, put_value};
 use crate::matmul::{Product, matmul};
-use crate::simd::Vectors;
+use crate::simd::{self, Kernel, Lanes, Vectors};
 use crate::threads::SharedMut;
 use crate::view::{View, shape_error, tensor};
 
@@ -90,6 +91,24 @@ pub(crate) fn mla_attention<E: Vectors>(
 /// Heads of one absorbed task.
 const ABSORBED_HEADS: usize = 8;
 
+/// sums += x W, rows of `w` as long as `sums`, in row order.
+struct Transposed<'a, E> {
+    x: &'a [E],
+    w: &'a [E],
+    sums: &'a mut [f32],
+}
+
+impl<E: Element> Kernel<E> for Transposed<'_, E> {
+    #[inline(always)]
+    unsafe fn call<L: Lanes<Element = E>>(self) {
+        for (x, row) in self.x.iter().zip(self.w.chunks_exact(self.sums.len())) {
+            for (sum, w) in self.sums.iter_mut().zip(row) {
+                *sum += x.widen() * w.widen();
+            }
+        }
+    }
+}
+
 impl<E: Vectors> Inputs<'_, E> {
     /// Query rows `rows` of one sequence, the first at position `first`: keys and values of all tokens are made again from the
     /// latents, then each head attends.
@@ -152,11 +171,8 @@ impl<E: Vectors> Inputs<'_, E> {
         for head in taken.clone() {
             let query = &self.q[(row * heads + head) * (nope + rope)..][..nope + rope];
             let mut sums = vec![0f32; latent];
-            for (q, w) in query[..nope].iter().zip(weights(head).chunks_exact(latent)) {
-                for (sum, w) in sums.iter_mut().zip(w) {
-                    *sum += q.widen() * w.widen();
-                }
-            }
+            let product = Transposed { x: &query[..nope], w: weights(head), sums: &mut sums };
+            simd::run(self.host.isa, product);
             queries.extend(sums.into_iter().map(E::narrow));
             queries.extend_from_slice(&query[nope..]);
         }
@@ -172,7 +188,7 @@ impl<E: Vectors> Inputs<'_, E> {
         let mut result = vec![E::default(); value];
         for (head, mixed) in taken.zip(mixed.chunks_exact(latent)) {
             let w = &weights(head)[nope * latent..];
-            // Inside a task `matmul` finds the threads taken and runs alone.
+            // Inside one of several tasks `matmul` finds the threads taken and runs alone.
             matmul(self.host, Product { x: mixed, w, depth: latent, bias: None, out: &mut result });
             self.write(row, head, &result);
         }

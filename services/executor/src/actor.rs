@@ -141,7 +141,8 @@ impl ExecutorActor {
         ctx.wait(sent.into_actor(self));
     }
 
-    fn beacon(&self, ctx: &mut Context<Self>) {
+    fn beacon(&mut self, ctx: &mut Context<Self>) {
+        self.session.expire(self.clock.now());
         let beacon = ExecutorBeacon {
             executor: self.id.clone(),
             spec: self.spec.clone(),

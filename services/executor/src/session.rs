@@ -95,6 +95,13 @@ impl Session {
         }
     }
 
+    /// Ends the session of a holder that fell silent, so that beacons say at once that the executor is free.
+    pub fn expire(&mut self, now: Instant) {
+        if self.held.as_ref().is_some_and(|held| now.saturating_duration_since(held.heard) >= HOLD) {
+            self.held = None;
+        }
+    }
+
     /// Ends the session after a fault.
     pub fn end(&mut self) {
         self.held = None;
@@ -139,7 +146,11 @@ mod tests {
         assert_eq!(session.attach(&id("a"), Some(101), clock.now()), Granted::Renewed(101));
         hand.advance(HOLD / 2);
         assert_eq!(session.attach(&id("b"), None, clock.now()), Granted::HeldBy(id("a")));
+        session.expire(clock.now());
+        assert_eq!(session.holder(), Some(&id("a")));
         hand.advance(HOLD);
+        session.expire(clock.now());
+        assert_eq!(session.holder(), None, "free for everyone to see");
         assert_eq!(session.attach(&id("b"), None, clock.now()), Granted::New(102));
         assert_eq!(session.attach(&id("a"), Some(101), clock.now()), Granted::Lost);
     }

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use millrace_executor::checkpoint::Checkpoint;
 use millrace_executor::{Dtype, KvBudget, LoadOptions, load};
 use millrace_preprocess::{ChatTemplate, GenerationConfig, ModelFacts, ProcessorConfig, Tokenizer};
 use millrace_protocol::{ActorId, ModelName};
@@ -59,5 +60,6 @@ fn load_weights(folder: &Path) -> Result<String, String> {
     };
     let engine = load(folder, &options).map_err(|error| error.to_string())?;
     let spec = engine.spec();
-    Ok(format!("{} tokens of context, vocabulary of {}", spec.max_tokens, spec.vocab))
+    let architecture = Checkpoint::open(folder).map_err(|error| error.to_string())?.architecture().to_string();
+    Ok(format!("{architecture}, {} tokens of context, vocabulary of {}", spec.max_tokens, spec.vocab))
 }

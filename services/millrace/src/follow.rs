@@ -60,9 +60,10 @@ impl Printer {
                 None
             }
             Chunk::Final(last) => {
-                if !self.json {
+                let rest = last.text.get(self.shown_bytes..).unwrap_or_default();
+                if !self.json && (last.status == Status::Done || !last.text.is_empty()) {
                     // A job that does not stream has its whole text here.
-                    writeln!(out, "{}", last.text.get(self.shown_bytes..).unwrap_or_default())?;
+                    writeln!(out, "{rest}")?;
                 }
                 if let Some(error) = &last.error {
                     let (job, status) = (&chunk.job, last.status.as_str());
@@ -111,8 +112,11 @@ mod tests {
 
     #[test]
     fn a_refusal_goes_to_standard_error_with_its_code() {
-        let (_, faults, ended) = printed(false, &[REJECTED]);
-        assert_eq!((faults.as_str(), ended), ("a: rejected [no_prompt]: Say something.\n", Some(false)));
+        let (out, faults, ended) = printed(false, &[REJECTED]);
+        assert_eq!(
+            (out.as_str(), faults.as_str(), ended),
+            ("", "a: rejected [no_prompt]: Say something.\n", Some(false))
+        );
     }
 
     #[test]

@@ -20,6 +20,8 @@ use crate::upload;
 const BEACONS: usize = 256;
 /// Silence of a job's output after which it is asked whether anybody serves its model.
 const QUIET: Duration = Duration::from_secs(10);
+/// Longest wait for acknowledgements when a service in this process ends.
+const SETTLE: Duration = Duration::from_secs(2);
 /// Times in a row that nobody may serve it before the reader gives up.
 const PATIENCE: u32 = 3;
 
@@ -199,6 +201,20 @@ impl Service {
     /// The bus's.
     pub async fn cancel(&self, job: &JobId) -> anyhow::Result<()> {
         Ok(self.bus.cancel(job).await?)
+    }
+
+    /// Waits until the queue has forgotten every job that somebody works on, at most [`SETTLE`]: a final is shown before
+    /// its job is acknowledged, and a service that ends in between leaves the job to be delivered again.
+    pub async fn settle(&self) {
+        let settled = async {
+            while let Ok(consumers) = self.bus.consumer_status().await
+                && consumers.iter().any(|consumer| consumer.ack_pending > 0)
+            {
+                tokio::time::sleep(SETTLE / 40).await;
+            }
+        };
+        // What does not settle is delivered again: that is what the queue is for.
+        let _ = tokio::time::timeout(SETTLE, settled).await;
     }
 
     /// Closes the connection, and the managed server if this process started one.

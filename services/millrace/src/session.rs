@@ -85,7 +85,13 @@ impl Session {
     }
 
     /// Leaves the service, or ends it with its server.
-    pub async fn close(self) {
+    pub async fn close(mut self) {
+        if let Some(serving) = &mut self.serving {
+            tokio::select! {
+                _ = serving => {}
+                () = self.service.settle() => {}
+            }
+        }
         drop(self.serving);
         self.service.close().await;
     }

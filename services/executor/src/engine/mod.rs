@@ -3,6 +3,8 @@
 
 mod assemble;
 mod checks;
+mod encode;
+mod encoder_cache;
 mod media;
 mod options;
 mod slot;

@@ -10,22 +10,22 @@ use millrace_protocol::{ActorId, ErrorCode, JobError, SlotId};
 
 use super::assemble::{Share, assemble};
 use super::checks::Limits;
-use super::media::patch_grid;
+use super::encoder_cache::EncoderCache;
 use super::slot::Slot;
 use super::{Broken, LoadOptions, MediaSource, RowLogits, StepEngine};
 use crate::error::ExecutorError;
-use crate::layers::vision::PatchGrid;
 use crate::models::Model;
 use crate::sampling;
 
 /// A model on a device with its KV pool and slots.
 pub struct Engine<B: Backend> {
-    backend: B,
-    model: Box<dyn Model<B>>,
+    pub(super) backend: B,
+    pub(super) model: Box<dyn Model<B>>,
     caches: Vec<B::KvCache>,
-    slots: BTreeMap<u32, Slot<B>>,
-    spec: EngineSpec,
-    limits: Limits,
+    pub(super) slots: BTreeMap<u32, Slot<B>>,
+    pub(super) encoder_cache: EncoderCache<B>,
+    pub(super) spec: EngineSpec,
+    pub(super) limits: Limits,
     executor: ActorId,
     keep_logits: bool,
     kept: Vec<RowLogits>,
@@ -60,7 +60,9 @@ impl<B: Backend> Engine<B> {
         let (block_tokens, step_tokens) = (options.block_tokens as usize, options.step_tokens as usize);
         let limits = Limits { blocks, block_tokens, step_tokens, model: shape };
         let (executor, keep_logits) = (options.executor.clone(), options.keep_logits);
-        Ok(Self { backend, model, caches, slots: BTreeMap::new(), spec, limits, executor, keep_logits, kept: vec![] })
+        let encoder_cache = EncoderCache::new(u64::from(options.step_patches));
+        let (slots, kept) = (BTreeMap::new(), Vec::new());
+        Ok(Self { backend, model, caches, slots, encoder_cache, spec, limits, executor, keep_logits, kept })
     }
 
     fn run(&mut self, plan: &StepPlan, media: &mut dyn MediaSource, output: &mut StepOutput) -> Result<(), Broken> {
@@ -109,46 +111,12 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Ends one sequence; the others go on.
-    fn fail(&mut self, id: u32, error: JobError, output: &mut StepOutput) {
+    pub(super) fn fail(&mut self, id: u32, error: JobError, output: &mut StepOutput) {
         if let Some(slot) = self.slots.get_mut(&id) {
             slot.failed = true;
             slot.media.clear();
         }
         output.failed.push((SlotId(id), error));
-    }
-
-    /// Encodes, in one run of the tower, every item that the step touches for the first time.
-    fn encode(&mut self, shares: &[Share], media: &mut dyn MediaSource, output: &mut StepOutput) -> Result<(), Broken> {
-        let Some(patches) = self.limits.model.vision else { return Ok(()) };
-        let mut places = Vec::new();
-        let mut grids: Vec<PatchGrid> = Vec::new();
-        for share in shares {
-            let Some(slot) = self.slots.get(&share.slot) else { continue };
-            let tokens = slot.next(share.count);
-            let touched = slot.media.iter().enumerate();
-            let touched = touched.filter(|(_, item)| item.features.is_none() && !item.overlap(&tokens).is_empty());
-            let fetch = |(n, item): (usize, &super::slot::SlotItem<B>)| {
-                let bytes = media.patches(&item.item.patches)?;
-                Ok((n, patch_grid(&item.item, &bytes, &patches)?))
-            };
-            match touched.map(fetch).collect::<Result<Vec<_>, JobError>>() {
-                Ok(fetched) => fetched.into_iter().for_each(|(n, grid)| {
-                    places.push((share.slot, n));
-                    grids.push(grid);
-                }),
-                Err(error) => self.fail(share.slot, error, output),
-            }
-        }
-        if grids.is_empty() {
-            return Ok(());
-        }
-        let features = self.model.encode(&self.backend, &grids)?;
-        for ((id, n), features) in places.into_iter().zip(features) {
-            if let Some(item) = self.slots.get_mut(&id).and_then(|slot| slot.media.get_mut(n)) {
-                item.features = Some(features);
-            }
-        }
-        Ok(())
     }
 
     /// Logits of the rows asked for, on the host, row by row.

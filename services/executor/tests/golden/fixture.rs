@@ -55,6 +55,8 @@ pub struct Family {
     pub dir: PathBuf,
     pub cases: Vec<Case>,
     pages: HashMap<u64, Bytes>,
+    /// Pages read.
+    pub reads: usize,
 }
 
 impl Family {
@@ -72,6 +74,7 @@ impl Family {
             for (n, item) in case.items.iter().enumerate() {
                 let tensor = tensors.tensor(&format!("{}.pixels.{n}", case.name)).unwrap();
                 let page = pages.len() as u64 + 1;
+                let hash = u128::from(page).to_le_bytes();
                 pages.insert(page, Bytes::copy_from_slice(tensor.data()));
                 let patches = PageRef {
                     node: ActorId::new("fixture").unwrap(),
@@ -79,13 +82,13 @@ impl Family {
                     dtype: PageDtype::F32,
                     shape: tensor.shape().iter().map(|n| *n as u32).collect(),
                     bytes: tensor.data().len() as u64,
-                    hash: [0; 16],
+                    hash,
                 };
                 let Item { start, tokens, grid_h, grid_w } = *item;
                 case.media.push(MediaItem { start, tokens, grid_h, grid_w, patches });
             }
         }
-        Self { dir, cases, pages }
+        Self { dir, cases, pages, reads: 0 }
     }
 
     pub fn case(&self, name: &str) -> &Case {
@@ -94,8 +97,15 @@ impl Family {
 
     /// An engine over this checkpoint in `dtype` that keeps all logits.
     pub fn engine(&self, dtype: Dtype) -> Engine<CpuBackend> {
+        self.engine_with(dtype, |_| {})
+    }
+
+    /// The same with other options.
+    pub fn engine_with(&self, dtype: Dtype, change: impl FnOnce(&mut LoadOptions)) -> Engine<CpuBackend> {
         let candle = if dtype == Dtype::F32 { candle_core::DType::F32 } else { candle_core::DType::BF16 };
-        self.engine_on(CpuBackend::new(candle).unwrap(), dtype, |model| model)
+        let mut options = options(dtype);
+        change(&mut options);
+        millrace_executor::engine::load_on(&self.dir, CpuBackend::new(candle).unwrap(), &options).unwrap()
     }
 
     /// The same with a backend and a change of the model of one's own.
@@ -139,6 +149,7 @@ pub fn options(dtype: Dtype) -> LoadOptions {
 
 impl MediaSource for Family {
     fn patches(&mut self, page: &PageRef) -> Result<Bytes, JobError> {
+        self.reads += 1;
         self.pages.get(&page.page).cloned().ok_or_else(|| JobError::new(ErrorCode::MediaMissing, "no such page"))
     }
 }

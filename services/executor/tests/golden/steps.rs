@@ -210,3 +210,40 @@ fn a_resumed_answer_goes_on_with_the_same_draws() {
         assert_eq!(result.tokens, whole.tokens, "resumed after {known}");
     }
 }
+
+#[test]
+fn a_page_seen_before_is_neither_read_nor_encoded_again() {
+    let mut family = Family::open("qwen3_vl");
+    let request = family.case("clip").greedy();
+    let mut engine = family.engine(Dtype::F32);
+    let first = family.run(&mut engine, std::slice::from_ref(&request), &Default::default());
+    assert_eq!(family.reads, 3);
+    let again = family.run(&mut engine, std::slice::from_ref(&request), &Default::default());
+    assert_eq!(family.reads, 3);
+    assert!(first == again);
+    // The same bytes under another grid are another picture.
+    let mut turned = request.clone();
+    for item in &mut turned.media {
+        (item.grid_h, item.grid_w) = (item.grid_w, item.grid_h);
+    }
+    let other = family.run(&mut engine, &[turned], &Default::default());
+    assert_eq!(family.reads, 6);
+    assert!(other[0].logits != first[0].logits);
+}
+
+#[test]
+fn the_encoder_works_in_runs_and_forgets_what_does_not_fit() {
+    let mut family = Family::open("qwen3_vl");
+    let (clip, two) = (family.case("clip").greedy(), family.case("two").greedy());
+    let mut whole = family.engine(Dtype::F32);
+    let expected = family.run(&mut whole, &[clip.clone(), two.clone()], &Default::default());
+    // 24 patches an item of the clip: one fits, two do not; the larger picture (36) exceeds the limit alone.
+    let mut narrow = family.engine_with(Dtype::F32, |options| options.step_patches = 30);
+    family.reads = 0;
+    for reads in [5, 10] {
+        let results = family.run(&mut narrow, &[clip.clone(), two.clone()], &Default::default());
+        assert!(results == expected);
+        assert!(family.reads > reads - 5 && family.reads <= reads, "{} reads", family.reads);
+    }
+    assert!(family.reads > 5, "a cache of one item cannot hold five");
+}
