@@ -1,6 +1,8 @@
 //! Every dependency has a licence that may ship under Apache-2.0, and no crate stands twice without a reason.
 //! Reads `cargo metadata` (an offline, instant check; tests/licenses.toml holds the lists).
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // In tests a panic is the failure.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use millrace_tests::workspace::{metadata, root};

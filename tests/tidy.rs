@@ -1,6 +1,8 @@
 //! The invariants of ARCHITECTURE.md that a test can hold: dependency edges, where `unsafe` and the environment may
 //! appear, file sizes, module docs. A failure names the file and the rule.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // In tests a panic is the failure.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -35,7 +37,8 @@ fn direct_dependencies() -> Result<BTreeMap<String, BTreeSet<String>>> {
         .iter()
         .map(|package| {
             let normal = package["dependencies"].as_array().cloned().unwrap_or_default();
-            let names = normal.iter().filter(|d| d["kind"].is_null()).filter_map(|d| d["name"].as_str().map(str::to_owned));
+            let names =
+                normal.iter().filter(|d| d["kind"].is_null()).filter_map(|d| d["name"].as_str().map(str::to_owned));
             (package["name"].as_str().unwrap_or_default().to_owned(), names.collect())
         })
         .collect())

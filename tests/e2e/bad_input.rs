@@ -55,7 +55,11 @@ fn cases() -> Result<Vec<(&'static str, String, ErrorCode)>> {
         ("no-prompt", "{}".into(), ErrorCode::NoPrompt),
         ("two-prompts", json!({"prompt": "Hi", "prompt_token_ids": [1]}).to_string(), ErrorCode::NoPrompt),
         ("token-range", json!({"prompt_token_ids": [5, 9_999_999]}).to_string(), ErrorCode::TokenRange),
-        ("temperature", json!({"prompt": "Hi", "sampling": {"temperature": -1.0}}).to_string(), ErrorCode::InvalidValue),
+        (
+            "temperature",
+            json!({"prompt": "Hi", "sampling": {"temperature": -1.0}}).to_string(),
+            ErrorCode::InvalidValue,
+        ),
         ("priority", json!({"prompt": "Hi", "priority": 10}).to_string(), ErrorCode::InvalidValue),
         ("too-long", json!({"prompt": "a b ".repeat(20_000)}).to_string(), ErrorCode::ContextLength),
         ("no-base64", user(json!([{"type": "image", "data": "%%%"}])), ErrorCode::InvalidValue),
@@ -69,7 +73,7 @@ fn cases() -> Result<Vec<(&'static str, String, ErrorCode)>> {
         ("huge-header", image(&huge_png(), "image/png"), ErrorCode::TooLarge),
         ("broken-video", video(&mp4[..mp4.len() / 4]), ErrorCode::MediaDecode),
         ("not-a-video", video(b"GARBAGE GARBAGE"), ErrorCode::MediaType),
-        ("zero-frames", user(json!([{"type": "frames", "frames": [], "fps": 2.0}])), ErrorCode::MediaDecode),
+        ("zero-frames", user(json!([{"type": "frames", "frames": [], "fps": 2.0}])), ErrorCode::InvalidValue),
         ("past-deadline", json!({"prompt": "Hi", "deadline_unix_ms": 1}).to_string(), ErrorCode::DeadlineExceeded),
     ])
 }
@@ -84,7 +88,9 @@ async fn every_bad_job_gets_one_terminal_message_and_good_ones_go_on() -> Result
     for (id, body, _) in &cases {
         cluster.publish_raw(Class::Batch, MODEL, id, body.clone().into()).await?;
     }
-    cluster.publish_raw(Class::Batch, "no-such-model", "unknown-model", br#"{"prompt":"Hi"}"#.as_slice().into()).await?;
+    cluster
+        .publish_raw(Class::Batch, "no-such-model", "unknown-model", br#"{"prompt":"Hi"}"#.as_slice().into())
+        .await?;
     let subject = format!("{}.extra.tokens", cluster.bus.subjects().jobs_all().replace('>', "batch.demo.job"));
     cluster.bus.publish(&subject, b"{}".as_slice().into()).await?;
     cluster.publish("good-after", &good.job()?).await?;

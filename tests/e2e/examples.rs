@@ -6,10 +6,12 @@ use millrace_tests::workspace::root;
 use tokio::process::Command;
 
 #[tokio::test]
+#[allow(clippy::disallowed_methods)] // run.sh says where its Python is.
 async fn the_python_example_captions_a_still() -> Result<()> {
     let cluster = Cluster::start().await?;
     let service = cluster.run("up").await?;
-    let python = std::env::var("MILLRACE_TEST_PYTHON").context("MILLRACE_TEST_PYTHON is not set: run ./tests/run.sh")?;
+    let python =
+        std::env::var("MILLRACE_TEST_PYTHON").context("MILLRACE_TEST_PYTHON is not set: run ./tests/run.sh")?;
     let still = root().join("deploy/demo/clips/one-shape.png");
     let output = Command::new(python)
         .arg(root().join("deploy/examples/python/caption.py"))

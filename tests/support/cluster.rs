@@ -126,7 +126,11 @@ fn check(chunks: &[OutputChunk]) -> Result<Final> {
         }
     }
     let last = last.context("no final message")?;
-    ensure!(last.text.starts_with(&shown), "the final text {:?} does not begin with what was shown: {shown:?}", last.text);
+    ensure!(
+        last.text.starts_with(&shown),
+        "the final text {:?} does not begin with what was shown: {shown:?}",
+        last.text
+    );
     ensure!(last.token_ids.starts_with(&tokens), "the final tokens do not begin with those shown");
     Ok(last)
 }

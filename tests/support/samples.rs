@@ -99,9 +99,7 @@ impl Sample {
 
     fn part(&self, mut frames: Vec<Source>) -> Result<Part> {
         Ok(match self.kind.as_str() {
-            "video" => {
-                Part::Frames { frames, fps: self.fps.context("no fps")?, indices: self.frame_indices.clone() }
-            }
+            "video" => Part::Frames { frames, fps: self.fps.context("no fps")?, indices: self.frame_indices.clone() },
             _ => Part::Image { source: frames.pop().context("no frame")? },
         })
     }

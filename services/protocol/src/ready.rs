@@ -109,8 +109,9 @@ pub struct Offer {
 /// Answer to an [`Offer`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OfferReply {
-    /// The scheduler owns the job now: its claim is stored on the output subject. Offering the same delivery again gives
-    /// the same answer, so an offer whose answer was lost can be repeated, to this scheduler or to another.
+    /// The scheduler answers for the job now, and stores its claim before it shows anything. Offering the same delivery
+    /// again gives the same answer, so an offer whose answer was lost can be repeated, to this scheduler or to another:
+    /// of two that claim, the fence refuses the later one, which lets go.
     Accepted,
     /// No room; the offerer keeps the job.
     Busy,

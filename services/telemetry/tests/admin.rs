@@ -1,5 +1,7 @@
 //! The admin endpoint over real sockets, and its exposition text against Prometheus' own checker.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // In tests a panic is the failure.
+
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 

@@ -65,7 +65,8 @@ struct Shared {
 pub async fn run(config: Config, roles: Roles) -> Result<ExitCode> {
     let (fatal, mut died) = watch::channel(None);
     let shared = shared(config, roles, fatal).await?;
-    let admin = AdminServer::start(shared.config.telemetry.listen, shared.registry.clone(), shared.health.clone()).await?;
+    let admin =
+        AdminServer::start(shared.config.telemetry.listen, shared.registry.clone(), shared.health.clone()).await?;
     let actors = Actors::start(shared.clone(), roles).await?;
     let services = register(&shared, roles).await?;
     tracing::info!(
@@ -170,10 +171,8 @@ async fn register(shared: &Shared, roles: Roles) -> Result<Vec<ServiceHandle>> {
     let mut services = Vec::new();
     for role in roles.names() {
         let models: Vec<&str> = shared.config.models.iter().map(|model| model.name.as_str()).collect();
-        let metadata = BTreeMap::from([
-            ("node".to_owned(), shared.node.to_string()),
-            ("models".to_owned(), models.join(",")),
-        ]);
+        let metadata =
+            BTreeMap::from([("node".to_owned(), shared.node.to_string()), ("models".to_owned(), models.join(","))]);
         let name = format!("millrace-{role}");
         services.push(shared.bus.register_service(&name, env!("CARGO_PKG_VERSION"), role, metadata).await?);
     }

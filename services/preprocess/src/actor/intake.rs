@@ -92,8 +92,7 @@ impl Intake {
                 tracing::error!(job = %who.job, %failed, "dead letter not stored");
             }
         }
-        let ended =
-            Ended { job: &who.job, delivery: &delivery.delivery, shown: &who.shown, metadata, error };
+        let ended = Ended { job: &who.job, delivery: &delivery.delivery, shown: &who.shown, metadata, error };
         self.ending.end(ended).await;
     }
 
@@ -146,7 +145,8 @@ impl Intake {
         let started = self.clock.now();
         let attempt = delivery.delivery.attempt;
         if attempt > self.max_attempts {
-            let text = format!("delivered {attempt} times without an end ([streams] max_attempts = {})", self.max_attempts);
+            let text =
+                format!("delivered {attempt} times without an end ([streams] max_attempts = {})", self.max_attempts);
             return Err(JobError::new(ErrorCode::Poison, text));
         }
         match self.bus.is_cancelled(&who.job).await {
@@ -196,7 +196,9 @@ impl Intake {
             preparer.build(&request, &job, gathered, now)
         });
         // A panic in a decoder ends the task, not the process, and that job alone.
-        built.await.unwrap_or_else(|ended| Err(JobError::new(ErrorCode::Internal, format!("preparing failed: {ended}"))))
+        built
+            .await
+            .unwrap_or_else(|ended| Err(JobError::new(ErrorCode::Internal, format!("preparing failed: {ended}"))))
     }
 
     /// Moves the patches into pages; waits while other jobs' pages fill the budgets.
@@ -208,7 +210,7 @@ impl Intake {
             let patches = loop {
                 let (store, job, media) = (Arc::clone(&self.pages), job.clone(), media.clone());
                 let now = self.clock.now();
-                let put = move || store.put(&job, media.dtype, &media.shape, media.patches.into(), now);
+                let put = move || store.put(&job, media.dtype, &media.shape, media.patches, now);
                 let put = tokio::task::spawn_blocking(put).await;
                 match put.map_err(|ended| JobError::new(ErrorCode::Internal, ended.to_string()))? {
                     Ok(page) => break page,
@@ -216,7 +218,8 @@ impl Intake {
                         tokio::time::sleep(backoff.next_delay()).await;
                     }
                     Err(error @ PagerError::OverBudget { .. }) => {
-                        let text = format!("{error}; raise [pager] ram_bytes or disk_bytes, or send fewer or smaller media");
+                        let text =
+                            format!("{error}; raise [pager] ram_bytes or disk_bytes, or send fewer or smaller media");
                         return Err(JobError::new(ErrorCode::TooLarge, text));
                     }
                     Err(error) => return Err(JobError::new(ErrorCode::Internal, error.to_string())),

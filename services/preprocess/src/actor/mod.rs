@@ -245,7 +245,7 @@ impl Handler<Observe> for PreprocessActor {
     type Result = MessageResult<Observe>;
 
     fn handle(&mut self, _: Observe, _: &mut Self::Context) -> Self::Result {
-        MessageResult(Observed { held: self.drain.in_flight(), pages: self.pages.store.counters().pages as u64 })
+        MessageResult(Observed { held: self.drain.in_flight(), pages: self.pages.store.counters().pages })
     }
 }
 

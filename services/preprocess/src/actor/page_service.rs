@@ -55,7 +55,11 @@ impl PageService {
         }
     }
 
-    async fn answer(&self, request: &Incoming, answer: Result<Bytes, (u16, String)>) -> Result<(), millrace_bus::BusError> {
+    async fn answer(
+        &self,
+        request: &Incoming,
+        answer: Result<Bytes, (u16, String)>,
+    ) -> Result<(), millrace_bus::BusError> {
         match answer {
             Ok(bytes) => self.bus.reply(request, bytes).await,
             Err((code, text)) => self.bus.reply_error(request, code, &text).await,

@@ -145,10 +145,10 @@ async fn a_cancelled_job_stops_where_it_is() {
 #[actix::test]
 async fn an_offer_is_taken_once() {
     let world = World::with(|config| config.scheduler.waiting = 0).await;
-    let executor = Executor::start(&world.bus, "x", &[("a", TEXT)]).await;
     let scheduler = world.scheduler().await;
     let offer = world.delivered("a").await;
     assert_eq!(world.offer(&scheduler, &offer).await, OfferReply::Busy, "no executor yet");
+    let executor = Executor::start(&world.bus, "x", &[("a", TEXT)]).await;
     scheduler.attached().await;
     assert_eq!(world.offer(&scheduler, &offer).await, OfferReply::Accepted);
     assert_eq!(world.offer(&scheduler, &offer).await, OfferReply::Accepted, "its answer may have been lost");

@@ -9,7 +9,7 @@ use millrace_bus::{Bus, Subscription};
 use millrace_protocol::engine::{Attach, AttachReply, EngineSpec, ExecutorBeacon};
 use millrace_protocol::plan::StepPlan;
 use millrace_protocol::step::{SlotToken, StepOutput};
-use millrace_protocol::{ActorId, SlotId};
+use millrace_protocol::{ActorId, ErrorCode, JobError, SlotId};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
@@ -39,6 +39,7 @@ struct State {
     steps: u64,
     slots: HashMap<SlotId, Slot>,
     pending: VecDeque<StepPlan>,
+    failing: Option<(String, JobError)>,
 }
 
 pub fn spec() -> EngineSpec {
@@ -59,6 +60,11 @@ pub fn spec() -> EngineSpec {
 impl Executor {
     /// Starts one whose answers are these texts, by job.
     pub async fn start(bus: &Bus, name: &str, answers: &[(&str, &str)]) -> Self {
+        Self::failing(bus, name, answers, None).await
+    }
+
+    /// As [`Self::start`]; the first step of one job fails for that job.
+    pub async fn failing(bus: &Bus, name: &str, answers: &[(&str, &str)], failing: Option<(&str, ErrorCode)>) -> Self {
         let id = actor_id(name);
         let subjects = bus.subjects();
         let attach = bus.subscribe(&subjects.attach(&id), 100, None).await.unwrap();
@@ -75,6 +81,7 @@ impl Executor {
             steps: 0,
             slots: HashMap::new(),
             pending: VecDeque::new(),
+            failing: failing.map(|(job, code)| (job.to_owned(), JobError::new(code, "scripted"))),
         };
         let task = tokio::spawn(state.run(attach, plans, Arc::clone(&gate)));
         Self { gate, task }
@@ -176,9 +183,13 @@ impl State {
             };
             assert!(self.slots.insert(open.slot, slot).is_none());
         }
-        let mut drawn = Vec::new();
+        let (mut drawn, mut failed) = (Vec::new(), Vec::new());
         for work in plan.work {
             let slot = self.slots.get_mut(&work.slot).expect("an open slot");
+            if let Some((_, error)) = self.failing.take_if(|(job, _)| *job == slot.job) {
+                failed.push((work.slot, error));
+                continue;
+            }
             slot.position += work.count as usize;
             assert_eq!(work.sample, slot.position == slot.tokens.len());
             if work.sample {
@@ -193,7 +204,7 @@ impl State {
             session: plan.session,
             step: plan.step,
             tokens: drawn,
-            failed: vec![],
+            failed,
             broken: None,
             busy_us: 100,
             idle_us: 0,

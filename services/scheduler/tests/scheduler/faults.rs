@@ -1,7 +1,7 @@
 //! What a subscriber gets when something dies: the same text, no gap, no repeat.
 
-use millrace_protocol::Status;
 use millrace_protocol::ready::OfferReply;
+use millrace_protocol::{ErrorCode, Status};
 use millrace_scheduler::StopNow;
 
 use crate::executor::Executor;
@@ -127,4 +127,38 @@ async fn a_restarted_nats_server_costs_no_text() {
     executor.open();
     let output = world.followed("a", follow).await;
     assert_eq!((output.text.as_str(), output.last.text.as_str()), (TEXT, TEXT));
+}
+
+#[actix::test]
+async fn a_job_whose_pages_are_lost_is_prepared_again() {
+    let world = World::new().await;
+    let failing = Some(("a", ErrorCode::PageLost));
+    let executor = Executor::failing(&world.bus, "x", &[("a", TEXT)], failing).await;
+    executor.open();
+    let scheduler = world.scheduler().await;
+    scheduler.attached().await;
+    let offer = world.delivered("a").await;
+    world.offer(&scheduler, &offer).await;
+    let again = world.redelivered("a").await;
+    assert_eq!(again.delivery.attempt, 2);
+    world.offer(&scheduler, &again).await;
+    let output = world.output("a").await;
+    assert_eq!((output.text.as_str(), output.claims), (TEXT, 2));
+}
+
+#[actix::test]
+async fn a_sequence_that_fails_alone_ends_alone() {
+    let world = World::new().await;
+    let failing = Some(("bad", ErrorCode::NotFinite));
+    let executor = Executor::failing(&world.bus, "x", &[("bad", TEXT), ("good", TEXT)], failing).await;
+    let scheduler = world.scheduler().await;
+    scheduler.attached().await;
+    for name in ["bad", "good"] {
+        let offer = world.delivered(name).await;
+        world.offer(&scheduler, &offer).await;
+    }
+    executor.open();
+    let bad = world.output("bad").await.last;
+    assert_eq!((bad.status, bad.error.map(|error| error.code)), (Status::Failed, Some(ErrorCode::NotFinite)));
+    assert_eq!(world.output("good").await.text, TEXT);
 }

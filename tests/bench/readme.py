@@ -1,0 +1,38 @@
+"""Writes README.md's measured tables from the stored results, or checks that they are fresh.
+
+    python3 tests/bench/readme.py           # rewrite
+    python3 tests/bench/readme.py --check   # exit 1 if README.md differs from what the results say
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+ACCURACY = ROOT / "deploy/demo/train/accuracy.json"
+BLOCK = re.compile(r"(<!-- accuracy: [^>]*-->\n).*?(<!-- end of accuracy -->)", re.S)
+
+
+def accuracy_table():
+    """One row a category: samples, exact matches, share."""
+    rows = ["| held-out samples | n | exact | share |", "|---|---|---|---|"]
+    for name, row in json.loads(ACCURACY.read_text())["categories"].items():
+        share = 100 * row["right"] / row["n"]
+        rows.append(f"| {name.replace('_', ' ')} | {row['n']} | {row['right']} | {share:.1f} % |")
+    return "\n".join(rows) + "\n"
+
+
+def main():
+    text = README.read_text()
+    fresh = BLOCK.sub(lambda found: found[1] + accuracy_table() + found[2], text)
+    if "--check" in sys.argv:
+        if fresh != text:
+            sys.exit("README.md does not say what the stored results say: run python3 tests/bench/readme.py")
+        return
+    README.write_text(fresh)
+
+
+if __name__ == "__main__":
+    main()
