@@ -20,7 +20,8 @@ COUNTS = (0.04, 0.18, 0.33, 0.45)
 # (height, width) in units of 32 pixels and how often
 SIZES = (((3, 3), 0.50), ((2, 2), 0.05), ((3, 4), 0.10), ((4, 3), 0.07), ((4, 4), 0.08), ((3, 5), 0.06), ((5, 3), 0.03),
          ((2, 3), 0.02), ((3, 6), 0.05), ((6, 6), 0.04))
-MAX_CLIP_PIXELS = 524288  # the video processor's budget over all frames
+ANY_SIZE = 0.3  # so often any other size up to 192 x 320
+MAX_CLIP_PIXELS, MAX_STILL_PIXELS = 524288, 36864  # the processors' budgets, over all frames of a clip
 RATES = (1, 2, 2, 2, 4, 5, 8, 10, 12, 15, 24, 25, 30)
 
 
@@ -59,16 +60,20 @@ class Mix:
     def batch(self, kind):
         rng = self.rng
         gh, gw = SIZES[rng.choice(len(SIZES), p=[w for _, w in SIZES])][0]
+        if rng.random() < ANY_SIZE:
+            gh = int(rng.integers(2, 7))
+            gw = int(rng.integers(max(2, gh // 2), min(10, 2 * gh) + 1))
         media, frames = 1, 2
         if kind == "images":
             media = 3 if rng.random() < 0.15 else 2
         elif kind == "clip":
             frames = int(rng.choice((2, 3, 4, 5, 6, 7, 8, 10, 12, 16),
-                                    p=(0.05, 0.05, 0.16, 0.05, 0.14, 0.05, 0.26, 0.10, 0.09, 0.05)))
+                                    p=(0.12, 0.07, 0.14, 0.06, 0.12, 0.06, 0.20, 0.10, 0.08, 0.05)))
         elif kind == "long_clip":
             frames = int(rng.integers(16, 33))
         even = frames + frames % 2
-        while kind.endswith("clip") and even * gh * gw * UNIT * UNIT > MAX_CLIP_PIXELS:
+        most = MAX_CLIP_PIXELS // even if kind.endswith("clip") else MAX_STILL_PIXELS
+        while gh * gw * UNIT * UNIT > most:
             gh, gw = (gh - 1, gw) if gh >= gw else (gh, gw - 1)
         long_text = kind == "long_still" or rng.random() < 0.12
         # a row has its visual tokens, timestamps, about 40 tokens of text and those of the extra sentences

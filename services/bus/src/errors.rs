@@ -18,7 +18,7 @@ pub enum Kind {
 pub enum BusError {
     /// No `nats-server` binary to start.
     #[error(
-        "no nats-server found ({tried}): install version {} or later (`sh tests/run.sh setup` fetches it), set MILLRACE_NATS_SERVER or \
+        "no nats-server found ({tried}): install version {} or later (`./tests/run.sh --only-tools` fetches it), set MILLRACE_NATS_SERVER or \
          [nats] server_path to the binary, or set [nats] url to a running server",
         crate::managed::MIN_VERSION_TEXT
     )]

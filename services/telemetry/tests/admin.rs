@@ -103,7 +103,7 @@ async fn promtool_accepts_the_exposition() {
         .stderr(Stdio::piped())
         .spawn()
     else {
-        panic!("promtool is not in PATH: install the Debian package `prometheus` (tests/run.sh setup does)");
+        panic!("promtool is not in PATH: install the Debian package `prometheus` (./tests/run.sh does)");
     };
     let server = AdminServer::start("127.0.0.1:0".parse().unwrap(), registry(), Health::new()).await.unwrap();
     let (_, body) = get(&server, "/metrics").await;

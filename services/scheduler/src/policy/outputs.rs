@@ -34,8 +34,13 @@ impl Planner {
             return Err(Contradiction("no plan is out".to_owned()));
         };
         self.step_time = Some(self.step_time.map_or(busy, |mean| (mean * 7 + busy) / 8));
-        let mut tokens = tokens.into_iter();
+        let mut tokens = tokens.into_iter().peekable();
         for entry in step.entries {
+            if !self.is_current(&entry) {
+                // An executor passes over a slot that failed before; for others it draws a token that came too late.
+                tokens.next_if(|token| token.slot == entry.slot);
+                continue;
+            }
             if let Some((_, error)) = failed.iter().find(|(slot, _)| *slot == entry.slot) {
                 self.fail(&entry, error, events);
                 continue;
@@ -49,9 +54,14 @@ impl Planner {
         }
     }
 
+    /// Whether the sequence still runs under the admission that this part of a plan was made for.
+    fn is_current(&self, entry: &Entry) -> bool {
+        self.arena.get(entry.seq).is_some_and(|sequence| sequence.epoch == entry.epoch)
+    }
+
     fn advance(&mut self, entry: &Entry, drawn: Option<SlotToken>, events: &mut Events) {
         let id = entry.seq;
-        let Some(sequence) = self.arena.get_mut(id).filter(|sequence| sequence.epoch == entry.epoch) else { return };
+        let Some(sequence) = self.arena.get_mut(id) else { return };
         let Phase::Running(running) = &mut sequence.phase else { return };
         running.confirmed += entry.count;
         running.proven = true;
@@ -85,7 +95,7 @@ impl Planner {
 
     fn fail(&mut self, entry: &Entry, error: &JobError, events: &mut Events) {
         let id = entry.seq;
-        let Some(sequence) = self.arena.get(id).filter(|sequence| sequence.epoch == entry.epoch) else { return };
+        let Some(sequence) = self.arena.get(id) else { return };
         // What it computed alone may be as wrong as the result: nobody else is to find it.
         if let (Some(running), Some(engine)) = (sequence.running(), self.engine.as_mut()) {
             for block in &running.table {

@@ -385,3 +385,19 @@ fn a_decoding_sequence_costs_few_bytes_on_the_wire() {
         assert!(bytes < 256 * 40, "{bytes} bytes");
     }
 }
+
+#[test]
+fn an_executor_may_pass_over_a_slot_that_failed_before() {
+    let mut planner = planner(64, 4, limits(8));
+    let ids: Vec<SeqId> = ["a", "b"].map(|name| submit(&mut planner, job(name, 0..3, 9))).to_vec();
+    for _ in 0..2 {
+        plan(&mut planner);
+    }
+    let token = |slot| millrace_protocol::step::SlotToken { slot: SlotId(slot), token: 7, logprobs: None };
+    let error = millrace_protocol::JobError::new(ErrorCode::NotFinite, "x");
+    let mut events = Events::new();
+    planner.apply(vec![token(1)], vec![(SlotId(0), error.clone())], NOW, &mut events).unwrap();
+    planner.apply(vec![token(1)], vec![], NOW, &mut events).unwrap();
+    assert_eq!(events[0], (ids[0], Event::Failed(error)));
+    assert_eq!(answer_of(ids[1], &events), [7, 7]);
+}

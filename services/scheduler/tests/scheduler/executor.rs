@@ -26,6 +26,7 @@ struct Slot {
     prompt_tokens: usize,
     tokens: Vec<u32>,
     position: usize,
+    failed: bool,
 }
 
 struct State {
@@ -180,6 +181,7 @@ impl State {
                 prompt_tokens: open.prompt_tokens as usize,
                 tokens: open.tokens,
                 position: open.cached_tokens as usize,
+                failed: false,
             };
             assert!(self.slots.insert(open.slot, slot).is_none());
         }
@@ -188,6 +190,9 @@ impl State {
             let slot = self.slots.get_mut(&work.slot).expect("an open slot");
             if let Some((_, error)) = self.failing.take_if(|(job, _)| *job == slot.job) {
                 failed.push((work.slot, error));
+                slot.failed = true;
+            }
+            if slot.failed {
                 continue;
             }
             slot.position += work.count as usize;
