@@ -19,8 +19,8 @@ def accuracy_table():
     """One row a category: samples, exact matches, share."""
     rows = ["| held-out samples | n | exact | share |", "|---|---|---|---|"]
     for name, row in json.loads(ACCURACY.read_text())["categories"].items():
-        share = 100 * row["right"] / row["n"]
-        rows.append(f"| {name.replace('_', ' ')} | {row['n']} | {row['right']} | {share:.1f} % |")
+        share = 100 * row["right"] / row["count"]
+        rows.append(f"| {name.replace('_', ' ')} | {row['count']} | {row['right']} | {share:.1f} % |")
     return "\n".join(rows) + "\n"
 
 

@@ -15,7 +15,7 @@ from render import render, spoil, times_of
 from scene import clip_caption, images_caption, sample_count, sample_scene, still_caption
 
 # kind: clip, still, or images (several stills in one request)
-DEFAULT_WEIGHTS = {"clip": 0.37, "long_clip": 0.07, "still": 0.14, "long_still": 0.08, "images": 0.34}
+DEFAULT_WEIGHTS = {"clip": 0.42, "long_clip": 0.06, "still": 0.15, "long_still": 0.07, "images": 0.30}
 COUNTS = (0.04, 0.18, 0.33, 0.45)
 # (height, width) in units of 32 pixels and how often
 SIZES = (((3, 3), 0.50), ((2, 2), 0.05), ((3, 4), 0.10), ((4, 3), 0.07), ((4, 4), 0.08), ((3, 5), 0.06), ((5, 3), 0.03),

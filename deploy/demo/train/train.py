@@ -27,8 +27,8 @@ from batches import Mix, to_tensors
 from forward import Forward
 from layout import Layout
 
-PLAIN_FILES = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
-               "chat_template.jinja", "generation_config.json")
+PLAIN_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json",
+               "video_preprocessor_config.json", "chat_template.jinja", "generation_config.json")
 
 
 class Stream(IterableDataset):
@@ -59,8 +59,7 @@ def save(mean, like, out):
     for name in PLAIN_FILES:
         if not (out / name).exists():
             shutil.copyfile(Path(like) / name, out / name)
-    for name in ("config.json", "model.safetensors"):
-        (fresh / name).replace(out / name)
+    (fresh / "model.safetensors").replace(out / "model.safetensors")
     (out / "model.safetensors").chmod(0o644)
     shutil.rmtree(fresh)
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -151,6 +151,13 @@ impl Subscription {
     /// The next message; `None` once the connection closed for good.
     pub async fn next(&mut self) -> Option<Incoming> {
         self.receiver.recv().await
+    }
+
+    /// The messages as a stream, for actors that take theirs that way.
+    pub fn into_stream(self) -> impl Stream<Item = Incoming> {
+        futures::stream::unfold(self, |mut subscription| async move {
+            subscription.next().await.map(|incoming| (incoming, subscription))
+        })
     }
 
     /// A message that waits already.

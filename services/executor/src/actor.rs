@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use bytes::Bytes;
-use millrace_bus::{Bus, BusError, Incoming, Subscription};
+use futures::StreamExt;
+use millrace_bus::{Bus, BusError, Incoming};
 use millrace_pager::PageStore;
 use millrace_protocol::engine::{Attach, AttachReply, BEACON_EVERY_MS, EngineSpec, ExecutorBeacon};
 use millrace_protocol::plan::StepPlan;
@@ -108,8 +109,8 @@ impl ExecutorActor {
         let session = Session::new(clock.unix_ms());
         health.set_not_ready(CONDITION, "the actor has not started");
         Ok(Self::create(move |ctx| {
-            ctx.add_stream(messages(attach, AttachRequest));
-            ctx.add_stream(messages(plans, PlanMessage));
+            ctx.add_stream(attach.into_stream().map(AttachRequest));
+            ctx.add_stream(plans.into_stream().map(PlanMessage));
             ctx.add_stream(futures::stream::unfold(events, |mut events| async move {
                 events.recv().await.map(|event| (event, events))
             }));
@@ -326,11 +327,4 @@ pub enum StartError {
     /// The device thread.
     #[error("the device thread cannot start: {0}")]
     Thread(#[from] std::io::Error),
-}
-
-/// A subscription as a stream of one actor message; the bounded queue in front of it stays where it is.
-fn messages<M: 'static>(subscription: Subscription, wrap: fn(Incoming) -> M) -> impl Stream<Item = M> {
-    futures::stream::unfold(subscription, move |mut subscription| async move {
-        subscription.next().await.map(|incoming| (wrap(incoming), subscription))
-    })
 }

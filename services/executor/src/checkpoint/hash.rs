@@ -4,9 +4,9 @@ use super::Weights;
 use crate::error::ExecutorError;
 
 /// Places in each file from which bytes are taken, evenly spaced.
-const SAMPLES: u64 = 64;
+const SAMPLES: usize = 64;
 /// Bytes taken at each place.
-const SAMPLE_BYTES: u64 = 4096;
+const SAMPLE_BYTES: usize = 4096;
 
 /// Hash (BLAKE3, first 16 bytes as hex) of config.json, all tensor names with dtype and shape, file sizes, and
 /// [`SAMPLES`] pieces of each file. Two checkpoints that differ only between the pieces share it: a fine-tune changes all of
@@ -19,13 +19,11 @@ pub(super) fn weights_hash(config: &[u8], weights: &Weights) -> Result<String, E
         hasher.update(b"\n");
     }
     for file in weights.files() {
-        hasher.update(&file.bytes().to_le_bytes());
-        let stride = (file.bytes() / SAMPLES).max(SAMPLE_BYTES);
-        let mut start = 0;
-        while start < file.bytes() {
-            let length = SAMPLE_BYTES.min(file.bytes() - start);
-            hasher.update(&file.read(start, length as usize)?);
-            start += stride;
+        let bytes = file.bytes();
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        let stride = (bytes.len() / SAMPLES).max(SAMPLE_BYTES);
+        for piece in bytes.chunks(stride) {
+            hasher.update(&piece[..SAMPLE_BYTES.min(piece.len())]);
         }
     }
     Ok(hasher.finalize().to_hex().chars().take(32).collect())

@@ -121,7 +121,7 @@ impl TensorSource for Weights {
         };
         let (start, end) = entry.info.data_offsets;
         let file = self.files.get(entry.file).ok_or_else(|| ExecutorError::MissingTensor(name.into()))?;
-        Tensor::from_raw_buffer(&file.data(start, end)?, dtype, shape, &Device::Cpu).map_err(ExecutorError::candle)
+        Tensor::from_raw_buffer(file.data(start, end)?, dtype, shape, &Device::Cpu).map_err(ExecutorError::candle)
     }
 
     fn leave_out(&mut self, prefix: &str) -> usize {

@@ -5,6 +5,7 @@ pub mod cancel;
 pub mod caption;
 pub mod check;
 pub mod generate;
+pub mod random_weights;
 pub mod result;
 pub mod serve;
 pub mod settings;
@@ -57,6 +58,8 @@ pub enum Command {
     Check(check::CheckArgs),
     /// Generate one answer in this process, without NATS.
     Generate(Box<generate::GenerateArgs>),
+    /// Write a checkpoint with random weights for a config.
+    RandomWeights(random_weights::RandomWeightsArgs),
     /// Print the AsyncAPI document of the public subjects.
     Asyncapi,
 }
@@ -89,6 +92,44 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::run(&settings, args).await,
         Command::Check(args) => check::run(&settings, args).await,
         Command::Generate(args) => generate::run(&settings, *args).await,
+        Command::RandomWeights(args) => random_weights::run(args).await,
         Command::Asyncapi => asyncapi::run(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_hold_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_of_all_commands_stand_before_or_behind_the_command() {
+        for line in ["millrace --nats nats://a:1 status", "millrace status --nats nats://a:1"] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!(cli.settings.nats.as_deref(), Some("nats://a:1"), "{line}");
+        }
+    }
+
+    #[test]
+    fn random_weights_has_a_config_of_its_own() {
+        let cli = Cli::try_parse_from("millrace random-weights --config in --out out --layers 2".split(' ')).unwrap();
+        let Command::RandomWeights(args) = cli.command else { panic!("another command") };
+        assert_eq!((args.config.to_str(), args.out.to_str(), args.layers), (Some("in"), Some("out"), Some(2)));
+    }
+
+    #[test]
+    fn generate_wants_exactly_one_thing_to_go_on_from() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' '));
+        assert!(parse("millrace generate --prompt x").is_ok());
+        assert!(parse("millrace generate --ids 1,2,3 --frames a.png,b.png --fps 2").is_ok());
+        for bad in ["", " --prompt x --ids 1", " --ids 1,x", " --prompt x --frames a.png", " --prompt x --logprobs 2"] {
+            assert!(parse(&format!("millrace generate{bad}")).is_err(), "{bad}");
+        }
     }
 }

@@ -6,16 +6,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use millrace_config::{DeviceChoice, Dtype, Model, VideoPrompt};
+use millrace_config::{DeviceChoice, Dtype, Model};
 use millrace_executor::{
     DeviceKind, Dtype as EngineDtype, ExecutorActor, ExecutorMetrics, ExecutorParts, KvBudget, LoadOptions,
 };
-use millrace_preprocess::{PrepareLimits, Preparer, PreprocessActor, PreprocessMetrics, PreprocessParts};
-use millrace_protocol::{ActorId, PageDtype};
+use millrace_preprocess::{Preparer, PreprocessActor, PreprocessMetrics, PreprocessParts};
+use millrace_protocol::ActorId;
 use millrace_runtime::Clock;
 use millrace_scheduler::{SchedulerActor, SchedulerMetrics, SchedulerParts, Settings};
 
 use super::{Roles, Shared};
+use crate::prepare_limits::prepare_limits;
 
 /// Addresses that keep the actors alive.
 pub(super) struct Running {
@@ -108,7 +109,7 @@ async fn scheduler(shared: &Shared, model: &Model, metrics: &SchedulerMetrics) -
 }
 
 async fn preprocess(shared: &Shared) -> Result<actix::Addr<PreprocessActor>> {
-    let limits = limits(shared);
+    let limits = prepare_limits(&shared.config);
     let mut models = HashMap::new();
     for model in &shared.config.models {
         let preparer = Preparer::load(Path::new(&model.path), limits.clone());
@@ -129,25 +130,4 @@ async fn preprocess(shared: &Shared) -> Result<actix::Addr<PreprocessActor>> {
         fatal: shared.fatal.clone(),
     };
     Ok(PreprocessActor::start(parts).await?)
-}
-
-fn limits(shared: &Shared) -> PrepareLimits {
-    let settings = &shared.config.preprocess;
-    PrepareLimits {
-        image_bytes: settings.limits.max_image_bytes,
-        image_pixels: settings.limits.max_image_pixels,
-        video_bytes: settings.limits.max_video_bytes,
-        video_frames: settings.limits.max_frames,
-        video_time: settings.limits.decode_timeout,
-        default_max_tokens: shared.config.scheduler.default_max_tokens,
-        file_roots: settings.file_roots.clone(),
-        nested_video: settings.video_prompt == VideoPrompt::Nested,
-        dtype: match shared.config.executor.dtype {
-            Dtype::Bf16 => Some(PageDtype::Bf16),
-            Dtype::F32 | Dtype::Auto => Some(PageDtype::F32),
-        },
-        ffmpeg: settings.ffmpeg.clone(),
-        ffprobe: settings.ffprobe.clone(),
-        ..PrepareLimits::default()
-    }
 }

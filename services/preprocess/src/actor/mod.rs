@@ -16,7 +16,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use actix::prelude::*;
-use millrace_bus::{Bus, BusError, Incoming, JobConsumer, Subscription};
+use futures::StreamExt;
+use millrace_bus::{Bus, BusError, Incoming, JobConsumer};
 use millrace_config::Config;
 use millrace_pager::PageStore;
 use millrace_protocol::engine::SchedulerBeacon;
@@ -141,10 +142,10 @@ impl PreprocessActor {
             fatal,
         };
         Ok(Self::create(move |ctx| {
-            ctx.add_stream(messages(beacons, Beacon));
-            ctx.add_stream(messages(cancels, Cancel));
-            ctx.add_stream(messages(reads, ReadPage));
-            ctx.add_stream(messages(leases, LeasePages));
+            ctx.add_stream(beacons.into_stream().map(Beacon));
+            ctx.add_stream(cancels.into_stream().map(Cancel));
+            ctx.add_stream(reads.into_stream().map(ReadPage));
+            ctx.add_stream(leases.into_stream().map(LeasePages));
             actor
         }))
     }
@@ -295,11 +296,4 @@ impl Puller {
         let jobs = self.consumer.pull(credits.len(), PULL_WAIT).await?;
         Ok(jobs.into_iter().zip(credits).collect())
     }
-}
-
-/// A subscription as a stream of one actor message; the bounded queue in front of it stays where it is.
-fn messages<M: 'static>(subscription: Subscription, wrap: fn(Incoming) -> M) -> impl Stream<Item = M> {
-    futures::stream::unfold(subscription, move |mut subscription| async move {
-        subscription.next().await.map(|incoming| (wrap(incoming), subscription))
-    })
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use bytes::Bytes;
-use futures::{FutureExt, Stream};
+use futures::{FutureExt, StreamExt};
 use millrace_bus::{Bus, Incoming, Subscription};
 use millrace_protocol::engine::{AttachReply, BEACON_EVERY_MS, ExecutorBeacon};
 use millrace_protocol::ready::Offer;
@@ -219,10 +219,10 @@ impl Actor for SchedulerActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         self.health.set_not_ready(&self.condition(), "no executor is attached");
         if let Some(subscriptions) = self.subscriptions.take() {
-            ctx.add_stream(messages(subscriptions.offers, Offered));
-            ctx.add_stream(messages(subscriptions.outputs, Stepped));
-            ctx.add_stream(messages(subscriptions.cancels, CancelHeard));
-            ctx.add_stream(messages(subscriptions.beacons, BeaconHeard));
+            ctx.add_stream(subscriptions.offers.into_stream().map(Offered));
+            ctx.add_stream(subscriptions.outputs.into_stream().map(Stepped));
+            ctx.add_stream(subscriptions.cancels.into_stream().map(CancelHeard));
+            ctx.add_stream(subscriptions.beacons.into_stream().map(BeaconHeard));
             let sender = send_plans(self.bus.clone(), subscriptions.plans).into_actor(self);
             ctx.spawn(sender.map(|failure, actor, _| {
                 if let Some(failure) = failure {
@@ -301,14 +301,6 @@ impl Handler<StopNow> for SchedulerActor {
     fn handle(&mut self, _: StopNow, ctx: &mut Self::Context) {
         ctx.stop();
     }
-}
-
-/// A subscription's messages as an actor's stream.
-fn messages<M: 'static>(subscription: Subscription, wrap: fn(Incoming) -> M) -> impl Stream<Item = M> {
-    futures::stream::unfold(subscription, move |mut subscription| async move {
-        let message = subscription.next().await?;
-        Some((wrap(message), subscription))
-    })
 }
 
 /// Sends plans in their order. Returns why it ended, if not because the actor did.
