@@ -17,8 +17,8 @@ model=deploy/demo/model
 
 files=("$@")
 [ ${#files[@]} -gt 0 ] || files=(deploy/demo/clips/*.mp4 deploy/demo/clips/*.jpg deploy/demo/clips/*.png)
-say "captioning ${#files[@]} files: $millrace caption --model $model FILE..."
-"$millrace" caption --model "$model" "${files[@]}"
+say "captioning ${#files[@]} files: $millrace caption --window 4 --model $model FILE..."
+"$millrace" caption --window 4 --model "$model" "${files[@]}"
 
 cat <<END
 

@@ -25,13 +25,14 @@ struct File {
 #[derive(Deserialize)]
 struct Scene {
     start_secs: f64,
-    caption: String,
+    /// What transformers says about a clip of one scene (deploy/demo/train/answer_media.py).
+    answer: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct Still {
     file: String,
-    caption: String,
+    answer: String,
 }
 
 fn expected() -> Result<Expected> {
@@ -76,12 +77,14 @@ async fn caption_alone_captions_the_shipped_clips_and_stills() -> Result<()> {
     }
     for still in &expected.stills {
         let said: Vec<&String> = captions[&still.file].values().collect();
-        assert_eq!(said, [&still.caption], "{}", still.file);
+        assert_eq!(said, [&still.answer], "{}", still.file);
     }
     for clip in expected.clips.iter().filter(|clip| clip.scenes.len() == 1) {
-        assert_eq!(captions[&clip.file].get(&0), Some(&clip.scenes[0].caption), "{}", clip.file);
+        assert_eq!(captions[&clip.file].get(&0), clip.scenes[0].answer.as_ref(), "{}", clip.file);
         assert_eq!(clip.scenes[0].start_secs, 0.0);
     }
+    let cut = &expected.clips.iter().find(|clip| clip.scenes.len() > 1).context("a clip of several scenes")?.file;
+    assert_eq!(captions[cut].keys().collect::<Vec<_>>(), [&0, &8_000], "two windows of the default length");
     Ok(())
 }
 

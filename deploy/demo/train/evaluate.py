@@ -3,10 +3,10 @@
     python evaluate.py --model ../model --count 1000 --out accuracy.json
     python evaluate.py --model ../model --count 100 --only clips,stills
 
-Every sample goes through the chat template and the processor. A greedy answer is exactly the caption if and only if, given
-the caption so far, each next token of it has the highest logit; so one forward pass over prompt and caption decides, and
-`--generate` runs the much slower `generate` instead. The combinations are the held-out ones
-of scene.py; half of the short wordings and all of the long ones are from lists that training never sees.
+Every sample goes through the chat template and the processor. A greedy answer is exactly the caption if and only if,
+given the caption so far, each next token of it has the highest logit; so one forward pass over prompt and caption
+decides, and `--generate` runs the much slower `generate` instead. The combinations are the held-out ones of scene.py;
+half of the short wordings and all of the long ones are from lists that training never sees.
 """
 
 import argparse
@@ -220,7 +220,8 @@ def main():
                 shown += 1
                 print(f"  {category} {number}: {sample.media[0].shape} {text!r} for {sample.caption!r}", flush=True)
         results[category] = {"count": count, "right": right, "percent": round(100 * right / count, 2)}
-        print(f"{category}: {right}/{count} = {100 * right / count:.2f} %  ({time.monotonic() - begun:.0f} s)", flush=True)
+        seconds = time.monotonic() - begun
+        print(f"{category}: {right}/{count} = {100 * right / count:.2f} %  ({seconds:.0f} s)", flush=True)
     if args.out:
         report(Path(args.out), model, args, results)
 

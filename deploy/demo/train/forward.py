@@ -163,7 +163,8 @@ def _compare(folder):
             mine = ours(**t)
             theirs = model(input_ids=t["ids"], attention_mask=torch.ones_like(t["ids"]), position_ids=t["positions"]
                            .transpose(0, 1), **feed, **{kind + "_grid_thw": grids}).logits.flatten(0, 1)[t["wanted"]]
-        print(kind, tuple(frames.shape), tuple(t["ids"].shape), "largest difference", float((mine - theirs).abs().max()))
+        difference = float((mine - theirs).abs().max())
+        print(kind, tuple(frames.shape), tuple(t["ids"].shape), "largest difference", difference)
 
 
 if __name__ == "__main__":
