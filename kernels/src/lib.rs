@@ -32,7 +32,7 @@ mod view;
 pub use backend::{Backend, GeluKind, Ragged, RopeTable, Segments, SigmoidChoice};
 pub use cpu::CpuBackend;
 pub use error::KernelError;
-pub use mapped::MappedFile;
 pub use kv_cache::CpuKvCache;
+pub use mapped::MappedFile;
 pub use router::CpuRouting;
 pub use simd::Isa;

@@ -33,7 +33,8 @@ impl WeightFile {
         let header_bytes = u64::from_le_bytes(*length);
         let header = usize::try_from(header_bytes.min(MAX_HEADER_BYTES + 1)).ok().and_then(|end| rest.get(..end));
         let header = header.filter(|_| header_bytes <= MAX_HEADER_BYTES);
-        let header = header.ok_or_else(|| malformed(format!("a header of {header_bytes} bytes in a file of {bytes}")))?;
+        let header =
+            header.ok_or_else(|| malformed(format!("a header of {header_bytes} bytes in a file of {bytes}")))?;
         let metadata: Metadata = serde_json::from_slice(header).map_err(|error| malformed(error.to_string()))?;
         let data_start = 8 + header.len();
         let expected = (data_start + metadata.data_len()) as u64;
