@@ -72,10 +72,14 @@ fn dependency_edges_are_the_documented_ones() {
 fn unsafe_stands_in_kernels_only_and_says_why() {
     for (path, text) in sources() {
         let name = shown(&path);
+        // This file holds the word as what it looks for.
+        if name == "tests/tidy.rs" {
+            continue;
+        }
         let lines: Vec<&str> = text.lines().collect();
         for (number, code) in code_lines(&text) {
             let words: Vec<&str> = code.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
-            if !words.contains(&"unsafe") || code.contains('"') {
+            if !words.contains(&"unsafe") {
                 continue;
             }
             assert!(name.starts_with("kernels/"), "{name}:{number}: `unsafe` outside kernels");
@@ -133,6 +137,7 @@ fn nothing_is_left_unfinished_or_switched_off() {
             continue;
         }
         for (number, line) in text.lines().enumerate().map(|(i, line)| (i + 1, line)) {
+            // What is looked for, not unfinished work.
             for word in ["todo!(", "unimplemented!(", "FIXME", "#[ignore"] {
                 assert!(!line.contains(word), "{name}:{number}: {word}");
             }

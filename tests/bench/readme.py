@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 ACCURACY = ROOT / "deploy/demo/train/accuracy.json"
+AGREEMENT = ROOT / "tests/bench/results"
 BLOCK = re.compile(r"(<!-- accuracy: [^>]*-->\n).*?(<!-- end of accuracy -->)", re.S)
 
 
@@ -24,9 +25,18 @@ def accuracy_table():
     return "\n".join(rows) + "\n"
 
 
+def agreement_table():
+    """One row a stored run of demo_eval.py: answers through NATS against transformers' greedy text."""
+    rows = ["", "| sent through NATS (CPU) | n | same text as transformers | true caption |", "|---|---|---|---|"]
+    for path in sorted(AGREEMENT.glob("demo-*.json")):
+        row = json.loads(path.read_text())
+        rows.append(f"| {path.stem} | {row['n']} | {row['same_as_transformers']} | {row['exact']} |")
+    return "\n".join(rows) + "\n"
+
+
 def main():
     text = README.read_text()
-    fresh = BLOCK.sub(lambda found: found[1] + accuracy_table() + found[2], text)
+    fresh = BLOCK.sub(lambda found: found[1] + accuracy_table() + agreement_table() + found[2], text)
     if "--check" in sys.argv:
         if fresh != text:
             sys.exit("README.md does not say what the stored results say: run python3 tests/bench/readme.py")
