@@ -24,6 +24,9 @@ pub struct ModelSpec {
     pub max_tokens: usize,
     /// Elements that one token takes in the caches of all layers.
     pub kv_elements: usize,
+    /// Whether a row that is alone in its sequence's step takes another form of attention than rows together do (latent
+    /// attention). The engine then sees to it that which form a token takes does not depend on how a step is cut.
+    pub single_rows_differ: bool,
     /// Geometry of patches, for models that see.
     pub vision: Option<PatchSpec>,
 }
