@@ -6,8 +6,7 @@ use millrace_executor::generate::{GenerateOptions, Generated};
 
 use crate::fixture::Family;
 
-const FAMILIES: [&str; 6] =
-    ["qwen3_vl", "qwen3", "qwen3_moe", "glm4_moe_lite", "qwen3_moe_one", "glm4_moe_lite_one"];
+const FAMILIES: [&str; 6] = ["qwen3_vl", "qwen3", "qwen3_moe", "glm4_moe_lite", "qwen3_moe_one", "glm4_moe_lite_one"];
 
 fn bits(result: &Generated) -> Vec<Vec<u32>> {
     result.logits.iter().map(|row| row.logits.iter().map(|x| x.to_bits()).collect()).collect()
