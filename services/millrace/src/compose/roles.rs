@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use millrace_config::{DeviceChoice, Dtype, Model};
+use millrace_config::{DeviceChoice, Dtype, Executor, Model};
 use millrace_executor::{
     DeviceKind, Dtype as EngineDtype, ExecutorActor, ExecutorMetrics, ExecutorParts, KvBudget, LoadOptions,
 };
@@ -55,13 +55,16 @@ pub(super) async fn start(shared: Shared, roles: Roles) -> Result<Running> {
     Ok(running)
 }
 
-async fn executor(shared: &Shared, model: &Model, metrics: &ExecutorMetrics) -> Result<actix::Addr<ExecutorActor>> {
-    let settings = &shared.config.executor;
+/// How `[executor]` says that `model` is loaded.
+///
+/// # Errors
+/// A device that this build does not have.
+pub fn load_options(settings: &Executor, model: &Model, executor: ActorId) -> Result<LoadOptions> {
     if let DeviceChoice::Cuda(ordinal) = settings.device {
         bail!("[executor] device = \"cuda:{ordinal}\": this build has no CUDA backend; use \"cpu\" or \"auto\"");
     }
-    let options = LoadOptions {
-        executor: new_id("exec", &shared.clock)?,
+    Ok(LoadOptions {
+        executor,
         model: model.name.clone(),
         device: DeviceKind::Cpu,
         dtype: match settings.dtype {
@@ -74,7 +77,11 @@ async fn executor(shared: &Shared, model: &Model, metrics: &ExecutorMetrics) -> 
         step_tokens: settings.step_tokens,
         step_patches: settings.step_patches,
         keep_logits: false,
-    };
+    })
+}
+
+async fn executor(shared: &Shared, model: &Model, metrics: &ExecutorMetrics) -> Result<actix::Addr<ExecutorActor>> {
+    let options = load_options(&shared.config.executor, model, new_id("exec", &shared.clock)?)?;
     let (folder, load) = (model.path.clone(), options.clone());
     let engine = tokio::task::spawn_blocking(move || millrace_executor::load(Path::new(&folder), &load)).await?;
     let engine = engine.with_context(|| format!("model `{}` in {}", model.name, model.path))?;
