@@ -123,7 +123,8 @@ impl<B: Backend> Engine<B> {
     fn forward(&mut self, shares: &[Share]) -> Result<Vec<f32>, Broken> {
         let slots = &self.slots;
         let shares = shares.iter().filter_map(|share| slots.get(&share.slot).map(|slot| (*share, slot)));
-        let batch = assemble(&self.backend, shares, self.keep_logits)?;
+        let single_rows_differ = self.limits.model.single_rows_differ;
+        let batch = assemble(&self.backend, shares, self.keep_logits, single_rows_differ)?;
         let logits = self.model.forward(&self.backend, &batch, &mut self.caches)?;
         Ok(self.backend.to_host(&logits)?)
     }

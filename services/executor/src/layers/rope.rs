@@ -115,6 +115,20 @@ mod tests {
     }
 
     #[test]
+    fn rows_are_computed_once() {
+        let backend = millrace_kernels::CpuBackend::new(candle_core::DType::F32).unwrap();
+        let mut table = RotaryTable::new(1e4, 8, None);
+        table.gather(&backend, &[[2; 3]]).unwrap();
+        // A mark in the table comes back, also when it has grown in between.
+        table.cos[2 * 4] = 42.0;
+        for last in [2, 100, 2] {
+            let rows = table.gather(&backend, &[[2; 3], [last; 3]]).unwrap();
+            assert_eq!(backend.to_host(&rows.cos).unwrap()[0], 42.0);
+        }
+        assert_eq!((table.rows, table.cos.len()), (128, 128 * 4));
+    }
+
+    #[test]
     fn first_frequency_is_one_radian_a_token() {
         let (cos, sin) = angle(3, inverse_frequencies(1e4, 10)[0]);
         assert_eq!((cos, sin), (3f64.cos() as f32, 3f64.sin() as f32));
