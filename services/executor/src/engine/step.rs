@@ -16,6 +16,7 @@ use super::{Broken, LoadOptions, MediaSource, RowLogits, StepEngine};
 use crate::error::ExecutorError;
 use crate::models::Model;
 use crate::sampling;
+use crate::step_batch::StepBatch;
 
 /// A model on a device with its KV pool and slots.
 pub struct Engine<B: Backend> {
@@ -90,8 +91,8 @@ impl<B: Backend> Engine<B> {
         if shares.is_empty() {
             return Ok(());
         }
-        let logits = self.forward(&shares)?;
-        self.finish(&shares, logits, output);
+        let drawn = self.forward(&shares)?;
+        self.finish(&shares, drawn, output);
         Ok(())
     }
 
@@ -119,17 +120,56 @@ impl<B: Backend> Engine<B> {
         output.failed.push((SlotId(id), error));
     }
 
-    /// Logits of the rows asked for, on the host, row by row.
-    fn forward(&mut self, shares: &[Share]) -> Result<Vec<f32>, Broken> {
-        let slots = &self.slots;
-        let shares = shares.iter().filter_map(|share| slots.get(&share.slot).map(|slot| (*share, slot)));
-        let batch = assemble(&self.backend, shares, self.keep_logits)?;
-        let logits = self.model.forward(&self.backend, &batch, &mut self.caches)?;
-        Ok(self.backend.to_host(&logits)?)
+    /// Runs the model: greedy draws if every share that samples takes just that, else the logits of the rows asked for.
+    fn forward(&mut self, shares: &[Share]) -> Result<Drawn, Broken> {
+        let Self { backend, model, caches, slots, .. } = self;
+        let owned = || shares.iter().filter_map(|share| slots.get(&share.slot).map(|slot| (*share, slot)));
+        let (inputs, vision) = assemble(backend, owned(), self.limits.block_tokens, self.keep_logits)?;
+        let (rows, vision) = (inputs.logit_rows.len(), vision.as_ref());
+        let logits =
+            backend.step(inputs, &mut |staged| model.forward(backend, &StepBatch { staged, vision }, caches))?;
+        if rows == 0 {
+            return Ok(Drawn::Winners(Vec::new()));
+        }
+        let greedy = |(share, slot): (Share, &Slot<B>)| !share.sample || sampling::takes_the_likeliest(&slot.sampling);
+        if !self.keep_logits && owned().all(greedy) {
+            return Ok(Drawn::Winners(backend.winners(&logits)?));
+        }
+        Ok(Drawn::Logits(backend.logits_to_host(&logits)?))
     }
 
-    /// Draws for the shares that sample, and notes what was computed.
-    fn finish(&mut self, shares: &[Share], mut logits: Vec<f32>, output: &mut StepOutput) {
+    /// Notes what was computed, and the draws of the shares that sample.
+    fn finish(&mut self, shares: &[Share], drawn: Drawn, output: &mut StepOutput) {
+        match drawn {
+            Drawn::Winners(winners) => self.take_winners(shares, &winners, output),
+            Drawn::Logits(logits) => self.draw(shares, logits, output),
+        }
+    }
+
+    /// Draws that the device made already.
+    fn take_winners(&mut self, shares: &[Share], winners: &[Option<u32>], output: &mut StepOutput) {
+        let mut winners = winners.iter();
+        for share in shares {
+            let Some(slot) = self.slots.get_mut(&share.slot) else { continue };
+            slot.advance(share.count);
+            if !share.sample {
+                continue;
+            }
+            match winners.next() {
+                Some(&Some(token)) => {
+                    slot.push(token);
+                    output.tokens.push(SlotToken { slot: SlotId(share.slot), token, logprobs: None });
+                }
+                _ => {
+                    let position = slot.answer_position();
+                    self.fail(share.slot, not_finite(position), output);
+                }
+            }
+        }
+    }
+
+    /// Draws on the host from the logits of the rows asked for.
+    fn draw(&mut self, shares: &[Share], mut logits: Vec<f32>, output: &mut StepOutput) {
         let mut rows = logits.chunks_mut(self.limits.model.vocab.max(1));
         let mut faults = Vec::new();
         for share in shares {
@@ -144,7 +184,7 @@ impl<B: Backend> Engine<B> {
             }
             slot.advance(share.count);
             let (Some(row), true) = (last, share.sample) else { continue };
-            let position = slot.tokens.len().saturating_sub(slot.prompt_tokens) as u64;
+            let position = slot.answer_position();
             match sampling::draw(row, &slot.sampling, &slot.history, position) {
                 Ok(drawn) => {
                     slot.push(drawn.token);
@@ -152,8 +192,7 @@ impl<B: Backend> Engine<B> {
                     output.tokens.push(SlotToken { slot, token, logprobs });
                 }
                 Err(sampling::NotFinite) => {
-                    let what = format!("the logits of answer token {position} are not finite");
-                    faults.push((share.slot, JobError::new(ErrorCode::NotFinite, what)));
+                    faults.push((share.slot, not_finite(position)));
                 }
             }
         }
@@ -161,6 +200,18 @@ impl<B: Backend> Engine<B> {
             self.fail(slot, fault, output);
         }
     }
+}
+
+/// What a step's logits became.
+enum Drawn {
+    /// The likeliest token of each row, drawn on the device; `None` where the row is not finite.
+    Winners(Vec<Option<u32>>),
+    /// Logits of all rows, for draws on the host.
+    Logits(Vec<f32>),
+}
+
+fn not_finite(position: u64) -> JobError {
+    JobError::new(ErrorCode::NotFinite, format!("the logits of answer token {position} are not finite"))
 }
 
 impl<B: Backend> StepEngine for Engine<B> {

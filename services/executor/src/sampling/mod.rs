@@ -23,6 +23,17 @@ pub struct Drawn {
     pub logprobs: Option<TokenLogprobs>,
 }
 
+/// Whether a draw needs no more than the index of the largest logit: greedy, nothing changes the logits first, and no
+/// log-probabilities are asked for.
+pub fn takes_the_likeliest(sampling: &ResolvedSampling) -> bool {
+    sampling.temperature <= 0.0
+        && sampling.logprobs.is_none()
+        && sampling.logit_bias.is_empty()
+        && sampling.repetition_penalty == 1.0
+        && sampling.presence_penalty == 0.0
+        && sampling.frequency_penalty == 0.0
+}
+
 /// Draws token `position` (counted from 0) of an answer from `logits [V]`, which are overwritten.
 ///
 /// # Errors
