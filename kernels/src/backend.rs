@@ -54,6 +54,27 @@ pub struct StepInputs {
     pub replayable: bool,
 }
 
+/// How one row's token is drawn: temperature, top-k, top-p and min-p, in this order, then by `uniform` in order of id.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C)]
+pub struct Draw {
+    /// In [0, 1).
+    pub uniform: f64,
+    /// 0 means greedy: nothing else counts then.
+    pub temperature: f32,
+    /// 1 keeps all.
+    pub top_p: f32,
+    /// 0 is off.
+    pub min_p: f32,
+    /// 0 keeps all.
+    pub top_k: i32,
+}
+
+impl Draw {
+    /// The likeliest token.
+    pub const GREEDY: Self = Self { uniform: 0.0, temperature: 0.0, top_p: 1.0, min_p: 0.0, top_k: 0 };
+}
+
 /// [`StepInputs`] on a device.
 #[derive(Debug)]
 pub struct Staged<B: Backend> {
@@ -137,8 +158,9 @@ pub trait Backend: Send + Sync + Sized {
     ) -> Result<Self::Logits, E>;
     /// All logits as f32, row by row.
     fn logits_to_host(&self, logits: &Self::Logits) -> Result<Vec<f32>, KernelError>;
-    /// Greedy draw of each row: index of the largest logit, the lowest of equal ones; `None` for a row that is not finite.
-    fn winners(&self, logits: &Self::Logits) -> Result<Vec<Option<u32>>, KernelError>;
+    /// The token of each row, `None` for a row that is not finite. Greedy: the largest logit, the lowest index of equal ones. All
+    /// in all `None` if this device leaves draws like these to the host.
+    fn draw(&self, logits: &Self::Logits, draws: &[Draw]) -> Result<Option<Vec<Option<u32>>>, KernelError>;
 
     /// Frequencies (`f32`, see [`crate::angle`]) and the axis (0 temporal, 1 height, 2 width) that each turns with.
     fn frequencies(&self, inverse: &[f32], axes: &[u32]) -> Result<Self::Frequencies, KernelError>;

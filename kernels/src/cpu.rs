@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use half::bf16;
 
 use crate::angles::CpuFrequencies;
-use crate::backend::{Backend, GeluKind, Ragged, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
+use crate::backend::{Backend, Draw, GeluKind, Ragged, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
 use crate::error::KernelError;
 use crate::host::Host;
 use crate::kv_cache::CpuKvCache;
@@ -127,8 +127,11 @@ impl Backend for CpuBackend {
         self.to_host(logits)
     }
 
-    fn winners(&self, logits: &Tensor) -> Result<Vec<Option<u32>>, KernelError> {
-        typed!(self, rows::winners(logits))
+    fn draw(&self, logits: &Tensor, draws: &[Draw]) -> Result<Option<Vec<Option<u32>>>, KernelError> {
+        if draws.iter().any(|draw| draw.temperature > 0.0) {
+            return Ok(None);
+        }
+        typed!(self, rows::winners(logits)).map(Some)
     }
 
     fn frequencies(&self, inverse: &[f32], axes: &[u32]) -> Result<CpuFrequencies, KernelError> {

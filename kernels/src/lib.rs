@@ -33,10 +33,10 @@ mod threads;
 mod view;
 
 pub use angles::{CpuFrequencies, angle};
-pub use backend::{Backend, GeluKind, Ragged, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
+pub use backend::{Backend, Draw, GeluKind, Ragged, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
 pub use cpu::{CpuBackend, CpuGeometry};
 #[cfg(feature = "cuda")]
-pub use cuda::CudaBackend;
+pub use cuda::{CudaBackend, CudaLogits};
 pub use error::KernelError;
 pub use kv_cache::CpuKvCache;
 pub use mapped::MappedFile;

@@ -7,7 +7,7 @@ mod support;
 
 use candle_core::DType;
 use device::{Op, compare, device, poison, staged};
-use millrace_kernels::{Backend, GeluKind, Ragged, Segments};
+use millrace_kernels::{Backend, CudaBackend, CudaLogits, Draw, GeluKind, Ragged, Segments};
 use support::{Random, assert_refused};
 
 const B: DType = DType::BF16;
@@ -270,6 +270,22 @@ fn segments_attend_alone() {
     }
 }
 
+/// `logits [rows, width]` as a step gives them.
+fn logits(cuda: &CudaBackend, values: &[f32], rows: usize) -> CudaLogits {
+    let ragged = Ragged { query_start: vec![0, rows as u32], context: vec![rows as u32], blocks: vec![vec![0; rows]] };
+    let inputs = millrace_kernels::StepInputs {
+        ids: vec![0; rows],
+        positions: vec![[0; 3]; rows],
+        ragged,
+        block_tokens: 16,
+        logit_rows: (0..rows as u32).collect(),
+        replayable: false,
+    };
+    poison(cuda, 1 << 20);
+    let forward = &mut |_: &_| cuda.upload(values, &[rows, values.len() / rows]);
+    cuda.step::<millrace_kernels::KernelError>(inputs, forward).unwrap()
+}
+
 #[test]
 fn greedy_draws_are_the_first_of_the_largest() {
     let Some(cuda) = device(false) else { return };
@@ -284,18 +300,78 @@ fn greedy_draws_are_the_first_of_the_largest() {
             let first = row.iter().position(|v| *v == best).map(|at| at as u32);
             expected.push(first.filter(|_| row.iter().all(|v| v.is_finite())));
         }
-        let ragged = Ragged { query_start: vec![0, 5], context: vec![5], blocks: vec![vec![0]] };
-        let inputs = millrace_kernels::StepInputs {
-            ids: vec![0; 5],
-            positions: vec![[0; 3]; 5],
-            ragged,
-            block_tokens: 16,
-            logit_rows: (0..5).collect(),
-            replayable: false,
-        };
-        poison(&cuda, 1 << 20);
-        let drawn =
-            cuda.step::<millrace_kernels::KernelError>(inputs, &mut |_| cuda.upload(&logits, &[rows, width])).unwrap();
-        assert_eq!(cuda.winners(&drawn).unwrap(), expected, "{width}");
+        let drawn = self::logits(&cuda, &logits, rows);
+        assert_eq!(cuda.draw(&drawn, &[Draw::GREEDY; 5]).unwrap().unwrap(), expected, "{width}");
+    }
+}
+
+/// Candidates in order of id, and the sum of weights before each and with it, as shares: the rules of transformers in f64.
+fn shares(row: &[f32], draw: &Draw) -> Vec<(u32, f64, f64)> {
+    let scaled = |x: f32| f64::from(x) / f64::from(draw.temperature);
+    let mut kept: Vec<(u32, f64)> = (0u32..).zip(row.iter().map(|x| scaled(*x))).collect();
+    kept.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    let highest = kept[0].1;
+    if draw.top_k > 0 && (draw.top_k as usize) < kept.len() {
+        let threshold = kept[draw.top_k as usize - 1].1;
+        kept.retain(|(_, x)| *x >= threshold);
+    }
+    if draw.top_p < 1.0 {
+        let total: f64 = kept.iter().map(|(_, x)| (x - highest).exp()).sum();
+        let mut tail = 0.0;
+        while kept.len() > 1 {
+            tail += (kept[kept.len() - 1].1 - highest).exp() / total;
+            if tail > 1.0 - f64::from(draw.top_p) {
+                break;
+            }
+            kept.pop();
+        }
+    }
+    kept.retain(|(_, x)| (x - highest).exp() >= f64::from(draw.min_p));
+    kept.sort_by_key(|(id, _)| *id);
+    let total: f64 = kept.iter().map(|(_, x)| (x - highest).exp()).sum();
+    let mut sum = 0.0;
+    let share = |(id, x): (u32, f64)| {
+        let before = sum;
+        sum += (x - highest).exp() / total;
+        (id, before, sum)
+    };
+    kept.into_iter().map(share).collect()
+}
+
+#[test]
+fn random_draws_follow_the_filters() {
+    let Some(cuda) = device(false) else { return };
+    let mut random = Random::fresh();
+    for (width, spread) in [(1, 1.0), (17, 1.0), (1000, 4.0), (4097, 0.2), (151_936, 2.5)] {
+        for (top_k, top_p, min_p) in
+            [(0, 1.0, 0.0), (20, 0.8, 0.0), (1, 1.0, 0.0), (0, 0.9, 0.0), (0, 1.0, 0.05), (50, 0.5, 0.02)]
+        {
+            let rows = 7;
+            let values: Vec<f32> =
+                random.values(B, rows * width).iter().map(|v| support::round(B, v * spread)).collect();
+            let draws: Vec<Draw> = (0..rows)
+                .map(|n| {
+                    let temperature = if n == 3 { 0.0 } else { 0.3 + random.uniform() };
+                    Draw { uniform: f64::from(random.uniform()), temperature, top_p, min_p, top_k }
+                })
+                .collect();
+            let drawn = cuda.draw(&logits(&cuda, &values, rows), &draws).unwrap().unwrap();
+            for ((row, draw), token) in values.chunks_exact(width).zip(&draws).zip(&drawn) {
+                let token = token.unwrap();
+                if draw.temperature == 0.0 {
+                    let best = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                    assert_eq!(row.iter().position(|v| *v == best), Some(token as usize));
+                    continue;
+                }
+                // Shares of f32 weights: the boundary of top-p and the edges between tokens may move by about 1e-5.
+                let near = [0.0, 2e-5, -2e-5].map(|shift| Draw { top_p: draw.top_p + shift, ..*draw });
+                let near = near.map(|draw| if top_p < 1.0 { draw } else { Draw { top_p: 1.0, ..draw } });
+                let fits = near.iter().any(|near| {
+                    let found = shares(row, near).into_iter().find(|(id, _, _)| *id == token);
+                    found.is_some_and(|(_, from, to)| from - 1e-5 <= draw.uniform && draw.uniform <= to + 1e-5)
+                });
+                assert!(fits, "{width} logits, {draw:?}: token {token}");
+            }
+        }
     }
 }

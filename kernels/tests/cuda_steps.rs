@@ -8,7 +8,7 @@ mod support;
 
 use candle_core::DType;
 use device::device;
-use millrace_kernels::{Backend, CudaBackend, KernelError, Ragged, Staged, StepInputs};
+use millrace_kernels::{Backend, CudaBackend, Draw, KernelError, Ragged, Staged, StepInputs};
 use support::Random;
 
 const VOCAB: usize = 1003;
@@ -67,7 +67,9 @@ impl<B: Backend> Model<B> {
             b.linear(&b.rms_norm(&b.gather_rows(&x, &staged.logit_rows)?, norm, 1e-6)?, table, None)
         };
         let logits = b.step::<KernelError>(inputs, &mut forward).unwrap();
-        (b.logits_to_host(&logits).unwrap(), b.winners(&logits).unwrap())
+        let values = b.logits_to_host(&logits).unwrap();
+        let drawn = b.draw(&logits, &vec![Draw::GREEDY; values.len() / VOCAB]).unwrap().unwrap();
+        (values, drawn)
     }
 }
 
@@ -82,28 +84,25 @@ fn decode(contexts: &[usize], tables: &[Vec<u32>], ids: &[u32]) -> StepInputs {
 }
 
 fn run(backend: CudaBackend, seed: u64, sequences: usize, steps: usize) -> Vec<(Vec<f32>, Vec<Option<u32>>)> {
-    let width = steps.div_ceil(BLOCK_TOKENS);
+    let width = (steps + 1).div_ceil(BLOCK_TOKENS);
     let mut order = Random::from_seed(seed ^ 77).shuffled(sequences * width);
     let tables: Vec<Vec<u32>> = (0..sequences).map(|_| order.split_off(order.len() - width)).collect();
     let mut model = Model::new(backend, seed, sequences * width);
     let mut random = Random::from_seed(seed ^ 99);
-    let mut ids: Vec<u32> = (0..sequences).map(|_| random.below(VOCAB) as u32).collect();
     let mut contexts = vec![0; sequences];
     let mut all = Vec::new();
     for step in 0..steps {
         // Batch sizes change, so that padded steps of several sizes come by.
         let live = 1 + (sequences - 1) * (step % 4) / 3;
-        let result = model.step(decode(&contexts[..live], &tables[..live], &ids[..live]));
-        for (n, winner) in result.1.iter().enumerate() {
-            ids[n] = winner.unwrap();
-            contexts[n] += 1;
-        }
-        all.push(result);
+        let ids: Vec<u32> = (0..live).map(|_| random.below(VOCAB) as u32).collect();
+        all.push(model.step(decode(&contexts[..live], &tables[..live], &ids)));
+        contexts[..live].iter_mut().for_each(|context| *context += 1);
     }
     let allocations = model.backend.allocations();
     for step in 0..8 {
         let live = 1 + (sequences - 1) * (step % 4) / 3;
-        model.step(decode(&contexts[..live], &tables[..live], &ids[..live]));
+        let ids = vec![1; live];
+        model.step(decode(&contexts[..live], &tables[..live], &ids));
     }
     assert_eq!(model.backend.allocations(), allocations, "a steady state allocates nothing");
     all
@@ -113,11 +112,17 @@ fn run(backend: CudaBackend, seed: u64, sequences: usize, steps: usize) -> Vec<(
 fn recorded_steps_give_the_same_bits() {
     let (Some(plain), Some(graphs)) = (device(false), device(true)) else { return };
     let seed = Random::fresh().next();
+    // Of 1, 4, 7, 11 sequences the last is padded to 12.
     let (plain, recorded) = (run(plain, seed, 11, 70), run(graphs, seed, 11, 70));
     for (step, (plain, recorded)) in plain.iter().zip(&recorded).enumerate() {
-        assert_eq!(plain.1, recorded.1, "draws of step {step}");
-        // Padding changes the number of rows of a linear, and with it cuBLASLt's algorithm: close, not equal.
+        for (row, winner) in recorded.0.chunks_exact(VOCAB).zip(&recorded.1) {
+            let best = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            assert_eq!(*winner, row.iter().position(|v| *v == best).map(|at| at as u32), "draws of step {step}");
+        }
+        // Padding changes the number of rows of a linear, and with it the algorithm; keys and values in the cache keep the
+        // difference, so that later steps are close, not equal.
         let largest = plain.0.iter().zip(&recorded.0).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(largest <= 0.07, "step {step}: logits differ by {largest}");
+        assert!(plain.0.len() == recorded.0.len() && largest <= 0.1, "step {step}: logits differ by {largest}");
+        assert!(step > 2 || plain.0 == recorded.0, "step {step}: other bits");
     }
 }

@@ -99,6 +99,7 @@ const KERNELS: &[(&str, &[&str])] = &[
     ("rope", &["rope_angles", "qkv_norm_rope_cache_write"]),
     ("attention", &["paged_attention_any", "segment_attention_any"]),
     ("argmax", &["argmax_rows"]),
+    ("sample", &["sample_rows"]),
 ];
 
 impl Driver {

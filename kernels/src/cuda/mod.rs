@@ -10,6 +10,7 @@ mod memory;
 mod norm;
 mod pinned;
 mod rows;
+mod sample;
 mod staging;
 mod step;
 mod tensor;
@@ -24,7 +25,7 @@ pub use step::CudaLogits;
 pub use tensor::{CudaBatch, CudaFrequencies, CudaGeometry, CudaIndices, CudaKvCache, CudaTensor};
 
 use crate::angles;
-use crate::backend::{Backend, GeluKind, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
+use crate::backend::{Backend, Draw, GeluKind, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
 use crate::error::KernelError;
 use crate::view::shape_error;
 use driver::{Argument, Driver, Launch};
@@ -156,9 +157,8 @@ impl Backend for CudaBackend {
         self.read(logits.logits.address(), logits.rows * width)
     }
 
-    fn winners(&self, logits: &CudaLogits) -> Result<Vec<Option<u32>>, KernelError> {
-        let drawn = self.read_words(logits.winners, logits.rows)?;
-        Ok(drawn.into_iter().map(|winner| (winner != u32::MAX).then_some(winner)).collect())
+    fn draw(&self, logits: &CudaLogits, draws: &[Draw]) -> Result<Option<Vec<Option<u32>>>, KernelError> {
+        self.draw_rows(logits, draws).map(Some)
     }
 
     fn frequencies(&self, inverse: &[f32], axes: &[u32]) -> Result<CudaFrequencies, KernelError> {

@@ -28,6 +28,8 @@ impl Plain for u8 {}
 impl Plain for u32 {}
 impl Plain for f32 {}
 impl Plain for bf16 {}
+// No padding: five fields that fill their 24 bytes.
+impl Plain for crate::backend::Draw {}
 
 fn bytes<T: Plain>(values: &[T]) -> &[u8] {
     // SAFETY: `Plain` types have no padding, and any bytes may be read as u8.

@@ -3,7 +3,7 @@
 use candle_core::DType;
 use millrace_kernels::{Backend, CpuBackend, CudaBackend, Ragged, Staged, StepInputs};
 
-use super::assert_as_good_as;
+use super::support::assert_as_good_as;
 
 /// The first CUDA device; `None`, with the reason printed, where there is none.
 pub fn device(graphs: bool) -> Option<CudaBackend> {

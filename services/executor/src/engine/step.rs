@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use millrace_kernels::Backend;
+use millrace_kernels::{Backend, Draw};
 use millrace_protocol::engine::EngineSpec;
 use millrace_protocol::plan::{OpenSlot, StepPlan};
 use millrace_protocol::step::{SlotToken, StepOutput};
@@ -56,7 +56,7 @@ impl<B: Backend> Engine<B> {
             step_patches: options.step_patches,
             max_tokens: u32::try_from(shape.max_tokens).unwrap_or(u32::MAX),
             vocab: u32::try_from(shape.vocab).unwrap_or(u32::MAX),
-            device: format!("{:?} {:?}", options.device, options.dtype).to_lowercase(),
+            device: format!("{} {:?}", options.device, options.dtype).to_lowercase(),
         };
         let (block_tokens, step_tokens) = (options.block_tokens as usize, options.step_tokens as usize);
         let limits = Limits { blocks, block_tokens, step_tokens, model: shape };
@@ -120,7 +120,7 @@ impl<B: Backend> Engine<B> {
         output.failed.push((SlotId(id), error));
     }
 
-    /// Runs the model: greedy draws if every share that samples takes just that, else the logits of the rows asked for.
+    /// Runs the model: draws by the device if it can make them all, else the logits of the rows asked for.
     fn forward(&mut self, shares: &[Share]) -> Result<Drawn, Broken> {
         let Self { backend, model, caches, slots, .. } = self;
         let owned = || shares.iter().filter_map(|share| slots.get(&share.slot).map(|slot| (*share, slot)));
@@ -129,11 +129,15 @@ impl<B: Backend> Engine<B> {
         let logits =
             backend.step(inputs, &mut |staged| model.forward(backend, &StepBatch { staged, vision }, caches))?;
         if rows == 0 {
-            return Ok(Drawn::Winners(Vec::new()));
+            return Ok(Drawn::Tokens(Vec::new()));
         }
-        let greedy = |(share, slot): (Share, &Slot<B>)| !share.sample || sampling::takes_the_likeliest(&slot.sampling);
-        if !self.keep_logits && owned().all(greedy) {
-            return Ok(Drawn::Winners(backend.winners(&logits)?));
+        let sampling = owned().filter(|(share, _)| share.sample);
+        let draws = sampling.map(|(_, slot)| sampling::device_draw(&slot.sampling, slot.answer_position()));
+        let draws: Option<Vec<Draw>> = if self.keep_logits { None } else { draws.collect() };
+        if let Some(draws) = draws
+            && let Some(drawn) = backend.draw(&logits, &draws)?
+        {
+            return Ok(Drawn::Tokens(drawn));
         }
         Ok(Drawn::Logits(backend.logits_to_host(&logits)?))
     }
@@ -141,21 +145,21 @@ impl<B: Backend> Engine<B> {
     /// Notes what was computed, and the draws of the shares that sample.
     fn finish(&mut self, shares: &[Share], drawn: Drawn, output: &mut StepOutput) {
         match drawn {
-            Drawn::Winners(winners) => self.take_winners(shares, &winners, output),
+            Drawn::Tokens(drawn) => self.take_drawn(shares, &drawn, output),
             Drawn::Logits(logits) => self.draw(shares, logits, output),
         }
     }
 
     /// Draws that the device made already.
-    fn take_winners(&mut self, shares: &[Share], winners: &[Option<u32>], output: &mut StepOutput) {
-        let mut winners = winners.iter();
+    fn take_drawn(&mut self, shares: &[Share], drawn: &[Option<u32>], output: &mut StepOutput) {
+        let mut drawn = drawn.iter();
         for share in shares {
             let Some(slot) = self.slots.get_mut(&share.slot) else { continue };
             slot.advance(share.count);
             if !share.sample {
                 continue;
             }
-            match winners.next() {
+            match drawn.next() {
                 Some(&Some(token)) => {
                     slot.push(token);
                     output.tokens.push(SlotToken { slot: SlotId(share.slot), token, logprobs: None });
@@ -204,8 +208,8 @@ impl<B: Backend> Engine<B> {
 
 /// What a step's logits became.
 enum Drawn {
-    /// The likeliest token of each row, drawn on the device; `None` where the row is not finite.
-    Winners(Vec<Option<u32>>),
+    /// The token of each row, drawn by the device; `None` where the row is not finite.
+    Tokens(Vec<Option<u32>>),
     /// Logits of all rows, for draws on the host.
     Logits(Vec<f32>),
 }

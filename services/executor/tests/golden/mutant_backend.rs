@@ -1,6 +1,6 @@
 //! A backend with one op wrong on purpose; all others are the real ones.
 
-use millrace_kernels::{Backend, GeluKind, KernelError, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
+use millrace_kernels::{Backend, Draw, GeluKind, KernelError, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
 
 /// What is wrong.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -128,8 +128,8 @@ impl<B: Backend> Backend for MutantBackend<B> {
     fn logits_to_host(&self, logits: &B::Logits) -> Done<Vec<f32>> {
         self.inner.logits_to_host(logits)
     }
-    fn winners(&self, logits: &B::Logits) -> Done<Vec<Option<u32>>> {
-        self.inner.winners(logits)
+    fn draw(&self, logits: &B::Logits, draws: &[Draw]) -> Done<Option<Vec<Option<u32>>>> {
+        self.inner.draw(logits, draws)
     }
     fn frequencies(&self, inverse: &[f32], axes: &[u32]) -> Done<B::Frequencies> {
         self.inner.frequencies(inverse, axes)

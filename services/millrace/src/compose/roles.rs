@@ -6,16 +6,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use millrace_config::{DeviceChoice, Dtype, Model};
-use millrace_executor::{
-    DeviceKind, Dtype as EngineDtype, ExecutorActor, ExecutorMetrics, ExecutorParts, KvBudget, LoadOptions,
-};
+use millrace_config::{Dtype, Model};
+use millrace_executor::{Dtype as EngineDtype, ExecutorActor, ExecutorMetrics, ExecutorParts, KvBudget, LoadOptions};
 use millrace_preprocess::{Preparer, PreprocessActor, PreprocessMetrics, PreprocessParts};
 use millrace_protocol::ActorId;
 use millrace_runtime::Clock;
 use millrace_scheduler::{SchedulerActor, SchedulerMetrics, SchedulerParts, Settings};
 
 use super::{Roles, Shared};
+use crate::device::device_kind;
 use crate::prepare_limits::prepare_limits;
 
 /// Addresses that keep the actors alive.
@@ -57,16 +56,16 @@ pub(super) async fn start(shared: Shared, roles: Roles) -> Result<Running> {
 
 async fn executor(shared: &Shared, model: &Model, metrics: &ExecutorMetrics) -> Result<actix::Addr<ExecutorActor>> {
     let settings = &shared.config.executor;
-    if let DeviceChoice::Cuda(ordinal) = settings.device {
-        bail!("[executor] device = \"cuda:{ordinal}\": this build has no CUDA backend; use \"cpu\" or \"auto\"");
-    }
+    let choice = settings.device;
+    let device = tokio::task::spawn_blocking(move || device_kind(choice)).await?;
     let options = LoadOptions {
         executor: new_id("exec", &shared.clock)?,
         model: model.name.clone(),
-        device: DeviceKind::Cpu,
+        device,
         dtype: match settings.dtype {
             Dtype::Bf16 => EngineDtype::Bf16,
-            Dtype::F32 | Dtype::Auto => EngineDtype::F32,
+            Dtype::F32 => EngineDtype::F32,
+            Dtype::Auto => device.default_dtype(),
         },
         kv: KvBudget::Bytes(settings.kv_bytes),
         block_tokens: settings.block_tokens,
