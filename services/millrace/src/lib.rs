@@ -8,6 +8,7 @@ pub mod check_model;
 pub mod check_program;
 pub mod cli;
 pub mod compose;
+pub mod device;
 pub mod exit;
 pub mod follow;
 pub mod generate;

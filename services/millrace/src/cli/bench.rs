@@ -188,7 +188,7 @@ enum Target {
 impl Target {
     fn engine(config: &Config) -> anyhow::Result<Self> {
         let model = config.default_model().ok_or_else(|| usage("no model: give --model or --config"))?;
-        let options = load_options(&config.executor, model, ActorId::new("bench")?)?;
+        let options = load_options(&config.executor, model, ActorId::new("bench")?);
         let direct = Direct::load(Path::new(&model.path), prepare_limits(config), options)?;
         Ok(Self::Engine(Box::new(direct), model.name.clone()))
     }
