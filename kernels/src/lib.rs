@@ -8,8 +8,11 @@ pub mod cpu;
 pub mod error;
 
 mod activation;
+mod angles;
 mod attend;
 mod batch;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod element;
 mod host;
 mod kv_cache;
@@ -29,8 +32,11 @@ mod simd;
 mod threads;
 mod view;
 
-pub use backend::{Backend, GeluKind, Ragged, RopeTable, Segments, SigmoidChoice};
-pub use cpu::CpuBackend;
+pub use angles::{CpuFrequencies, angle};
+pub use backend::{Backend, Draw, GeluKind, Ragged, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
+pub use cpu::{CpuBackend, CpuGeometry};
+#[cfg(feature = "cuda")]
+pub use cuda::{CudaBackend, CudaLogits};
 pub use error::KernelError;
 pub use kv_cache::CpuKvCache;
 pub use mapped::MappedFile;

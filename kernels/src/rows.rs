@@ -21,6 +21,27 @@ pub(crate) fn gather<E: Element>(op: &'static str, table: &Tensor, rows: &[u32])
     tensor(out, &[rows.len(), width])
 }
 
+/// Index of the largest value of each row, the lowest of equal ones; `None` if any value is not finite.
+pub(crate) fn winners<E: Element>(logits: &Tensor) -> Result<Vec<Option<u32>>, KernelError> {
+    let logits = View::<E>::new("winners", logits)?;
+    let (_, width) = logits.matrix()?;
+    let winner = |row: &[E]| {
+        let mut best = None;
+        let mut highest = f32::NEG_INFINITY;
+        for (index, value) in (0u32..).zip(row) {
+            let value = value.widen();
+            if !value.is_finite() {
+                return None;
+            }
+            if value > highest {
+                (best, highest) = (Some(index), value);
+            }
+        }
+        best
+    };
+    Ok(logits.data()?.chunks_exact(width.max(1)).map(winner).collect())
+}
+
 /// How [`scatter`] joins a value with the row it lands on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Join {

@@ -76,8 +76,8 @@ fn batched_equals_single_and_any_cut() {
         }
         let columns_alone: Vec<u32> = (0..columns as u32)
             .map(|column| {
-                let w = backend.gather_rows(&w, &[column]).unwrap();
-                let x = backend.gather_rows(&x, &[13]).unwrap();
+                let w = backend.gather_rows(&w, &vec![column]).unwrap();
+                let x = backend.gather_rows(&x, &vec![13]).unwrap();
                 bits(&backend, &backend.linear(&x, &w, None).unwrap())[0]
             })
             .collect();

@@ -104,9 +104,9 @@ fn batched_equals_single() {
             bits(&backend, &backend.moe_experts(x, &gate_up, &down, &routing).unwrap())
         };
         let whole = run(&x);
-        let alone: Vec<u32> = (0..37).flat_map(|row| run(&backend.gather_rows(&x, &[row]).unwrap())).collect();
+        let alone: Vec<u32> = (0..37).flat_map(|row| run(&backend.gather_rows(&x, &vec![row]).unwrap())).collect();
         assert!(whole == alone, "{label}: batched differs from single");
-        assert!(run(&backend.gather_rows(&x, &[]).unwrap()).is_empty());
+        assert!(run(&backend.gather_rows(&x, &vec![]).unwrap()).is_empty());
     }
 }
 

@@ -114,7 +114,7 @@ fn rows_do_not_see_each_other() {
         let rms = bits(&backend, &backend.rms_norm(&x, &w, 1e-6).unwrap());
         let layer = bits(&backend, &backend.layer_norm(&x, &w, &w, 1e-6).unwrap());
         for row in (0..rows).filter(|&row| row != 13) {
-            let alone = backend.gather_rows(&x, &[row as u32]).unwrap();
+            let alone = backend.gather_rows(&x, &vec![row as u32]).unwrap();
             let range = row * width..(row + 1) * width;
             assert_eq!(bits(&backend, &backend.rms_norm(&alone, &w, 1e-6).unwrap()), rms[range.clone()], "{label}");
             assert_eq!(bits(&backend, &backend.layer_norm(&alone, &w, &w, 1e-6).unwrap()), layer[range], "{label}");

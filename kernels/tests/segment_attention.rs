@@ -3,8 +3,8 @@
 
 mod support;
 
-use candle_core::DType;
-use millrace_kernels::{Backend, Segments};
+use candle_core::{DType, Tensor};
+use millrace_kernels::{Backend, CpuBackend, KernelError, Segments};
 use support::{Random, assert_as_good_as, assert_refused, backends, bits, round};
 
 fn angles(random: &mut Random, count: usize) -> (Vec<f32>, Vec<f32>) {
@@ -55,6 +55,18 @@ fn reference(
     (exact, plain)
 }
 
+fn attend(
+    backend: &CpuBackend,
+    qkv: &Tensor,
+    heads: usize,
+    (cos, sin): (&[f32], &[f32]),
+    segments: &Segments,
+    scale: f32,
+) -> Result<Tensor, KernelError> {
+    let geometry = backend.geometry(cos.to_vec(), sin.to_vec(), segments.clone())?;
+    backend.segment_attention(qkv, heads, &geometry, scale)
+}
+
 #[test]
 fn agrees_with_f64_and_segments_are_apart() {
     let mut random = Random::fresh();
@@ -67,7 +79,7 @@ fn agrees_with_f64_and_segments_are_apart() {
             let (cos, sin) = angles(&mut random, rows * d / 2);
             let scale = (d as f32).powf(-0.5);
             let x = backend.upload(&qkv, &[rows, 3 * heads * d]).unwrap();
-            let out = backend.segment_attention(&x, heads, &cos, &sin, &segments, scale).unwrap();
+            let out = attend(&backend, &x, heads, (&cos, &sin), &segments, scale).unwrap();
             assert_eq!(backend.shape(&out), [rows, heads * d]);
             let (mut exact, mut plain, mut alone) = (Vec::new(), Vec::new(), Vec::new());
             for pair in segments.start.windows(2) {
@@ -79,8 +91,7 @@ fn agrees_with_f64_and_segments_are_apart() {
                 plain.extend(p);
                 let x = backend.upload(qkv, &[to - from, 3 * heads * d]).unwrap();
                 let segments = Segments { start: vec![0, (to - from) as u32] };
-                alone
-                    .extend(bits(&backend, &backend.segment_attention(&x, heads, cos, sin, &segments, scale).unwrap()));
+                alone.extend(bits(&backend, &attend(&backend, &x, heads, (cos, sin), &segments, scale).unwrap()));
             }
             let label = format!("{label}, {heads} heads of {d}");
             assert_as_good_as(&label, &backend.to_host(&out).unwrap(), &plain, &exact);
@@ -98,7 +109,7 @@ fn a_segment_longer_than_a_page_agrees_with_f64() {
         let (cos, sin) = angles(&mut random, rows * d / 2);
         let x = backend.upload(&qkv, &[rows, 3 * d]).unwrap();
         let segments = Segments { start: vec![0, rows as u32] };
-        let out = backend.segment_attention(&x, 1, &cos, &sin, &segments, 0.25).unwrap();
+        let out = attend(&backend, &x, 1, (&cos, &sin), &segments, 0.25).unwrap();
         let (exact, plain) = reference(backend.dtype(), &qkv, 1, d, &cos, &sin, 0.25);
         assert_as_good_as(&label, &backend.to_host(&out).unwrap(), &plain, &exact);
     }
@@ -110,7 +121,7 @@ fn bad_shapes_are_refused() {
         let x = backend.upload(&[0.0; 24], &[2, 12]).unwrap();
         let run = |heads, angles: usize, start: &[u32]| {
             let angles = vec![0.0; angles];
-            backend.segment_attention(&x, heads, &angles, &angles, &Segments { start: start.to_vec() }, 1.0)
+            attend(&backend, &x, heads, (&angles, &angles), &Segments { start: start.to_vec() }, 1.0)
         };
         assert!(run(1, 4, &[0, 2]).is_ok());
         let op = "segment_attention";

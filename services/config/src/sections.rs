@@ -236,6 +236,25 @@ pub enum DeviceChoice {
     Cuda(usize),
 }
 
+impl DeviceChoice {
+    /// The device that `text` names: `auto`, `cpu`, `cuda` or `cuda:N`.
+    ///
+    /// # Errors
+    /// A sentence that lists them.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|ordinal| ordinal.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| format!("must be \"auto\", \"cpu\", \"cuda\" or \"cuda:N\", not \"{text}\"")),
+        }
+    }
+}
+
 /// Element type of weights and activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dtype {

@@ -296,7 +296,7 @@ fn executor(raw: raw::Executor, environment: &Environment, problems: &mut Proble
     let device = environment.device.clone().unwrap_or(device);
     let dtypes = [("auto", Dtype::Auto), ("bf16", Dtype::Bf16), ("f32", Dtype::F32)];
     Executor {
-        device: problems.take("device", self::device(&device), DeviceChoice::Auto),
+        device: problems.take("device", DeviceChoice::parse(&device), DeviceChoice::Auto),
         dtype: problems.choice("dtype", &dtype, &dtypes),
         kv_bytes: problems.bytes("kv_bytes", &kv_bytes, 1 << 20..=1 << 50),
         block_tokens: problems.number("block_tokens", block_tokens, 1..=1_024),
@@ -304,19 +304,6 @@ fn executor(raw: raw::Executor, environment: &Environment, problems: &mut Proble
         step_tokens: problems.number("step_tokens", step_tokens, 1..=1 << 20),
         step_patches: problems.number("step_patches", step_patches, 4..=1 << 24),
         threads: count(problems.number("threads", threads, 0..=1_024)),
-    }
-}
-
-fn device(text: &str) -> Result<DeviceChoice, String> {
-    match text {
-        "auto" => Ok(DeviceChoice::Auto),
-        "cpu" => Ok(DeviceChoice::Cpu),
-        "cuda" => Ok(DeviceChoice::Cuda(0)),
-        _ => text
-            .strip_prefix("cuda:")
-            .and_then(|ordinal| ordinal.parse().ok())
-            .map(DeviceChoice::Cuda)
-            .ok_or_else(|| format!("must be \"auto\", \"cpu\", \"cuda\" or \"cuda:N\", not \"{text}\"")),
     }
 }
 

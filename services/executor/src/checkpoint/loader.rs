@@ -28,6 +28,14 @@ impl<'a, B: Backend> Loader<'a, B> {
         if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
     }
 
+    /// Takes a rotation's frequencies onto the device; see [`Backend::frequencies`].
+    ///
+    /// # Errors
+    /// Axes that do not match.
+    pub fn frequencies(&self, inverse: &[f32], axes: &[u32]) -> Result<B::Frequencies, ExecutorError> {
+        Ok(self.backend.frequencies(inverse, axes)?)
+    }
+
     /// Whether `name` is there.
     pub fn has(&self, name: &str) -> bool {
         self.weights.has(&self.name(&name))

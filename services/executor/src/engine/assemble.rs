@@ -1,11 +1,11 @@
 //! One ragged batch out of the step's work. Order of rows: the plan's.
 
-use millrace_kernels::{Backend, Ragged};
+use millrace_kernels::{Backend, Ragged, StepInputs};
 
 use super::slot::Slot;
 use crate::error::ExecutorError;
 use crate::layers::vision::VisionFeatures;
-use crate::step_batch::{StepBatch, VisionRows};
+use crate::step_batch::VisionRows;
 
 /// A slot's share of a step.
 #[derive(Debug, Clone, Copy)]
@@ -15,8 +15,8 @@ pub(super) struct Share {
     pub sample: bool,
 }
 
-/// Builds the batch. Every placeholder among the tokens has its features by now. With `all_logits` every row's logits are
-/// asked for, otherwise the last row's of each share that samples.
+/// Builds the inputs of a step over blocks of `block_tokens`. Every placeholder among the tokens has its features by now. With
+/// `all_logits` every row's logits are asked for, otherwise the last row's of each share that samples.
 ///
 /// Where `single_rows_differ`, tokens of a prompt are computed together and those of an answer one by one, however the step is
 /// cut: a lone row of a prompt takes the row before it along (which writes what is there already), rows of an answer that is
@@ -24,35 +24,31 @@ pub(super) struct Share {
 pub(super) fn assemble<'s, B: Backend + 's>(
     backend: &B,
     shares: impl Iterator<Item = (Share, &'s Slot<B>)>,
+    block_tokens: usize,
     all_logits: bool,
     single_rows_differ: bool,
-) -> Result<StepBatch<B>, ExecutorError> {
-    let mut batch = StepBatch {
-        ids: Vec::new(),
-        positions: Vec::new(),
-        ragged: Ragged { query_start: vec![0], ..Ragged::default() },
-        vision: None,
-        logit_rows: Vec::new(),
-    };
+) -> Result<(StepInputs, Option<VisionRows<B>>), ExecutorError> {
+    let ragged = Ragged { query_start: vec![0], ..Ragged::default() };
+    let mut inputs = StepInputs { ragged, block_tokens, ..StepInputs::default() };
     let mut rows = Vec::new();
     let mut parts = Vec::new();
     for (share, slot) in shares {
         let tokens = slot.next(share.count);
         let again = usize::from(single_rows_differ && slot.lone_prompt_row(share.count));
         let rows_of = tokens.start - again..tokens.end;
-        let first_row = batch.ids.len() + again;
-        let mut end_row = batch.ids.len();
-        batch.ids.extend(slot.tokens.get(rows_of.clone()).unwrap_or_default());
-        batch.positions.extend(rows_of.clone().map(|index| slot.positions.of(index as u32)));
+        let first_row = inputs.ids.len() + again;
+        let mut end_row = inputs.ids.len();
+        inputs.ids.extend(slot.tokens.get(rows_of.clone()).unwrap_or_default());
+        inputs.positions.extend(rows_of.clone().map(|index| slot.positions.of(index as u32)));
         let together = if single_rows_differ { tokens.end.min(slot.prompt_tokens) } else { tokens.end };
         let first = (together > rows_of.start).then_some(together);
         let mut start = rows_of.start;
         for end in first.into_iter().chain(together.max(rows_of.start) + 1..=tokens.end) {
             end_row += end - start;
             start = end;
-            batch.ragged.query_start.push(end_row as u32);
-            batch.ragged.context.push(end as u32);
-            batch.ragged.blocks.push(slot.blocks.clone());
+            inputs.ragged.query_start.push(end_row as u32);
+            inputs.ragged.context.push(end as u32);
+            inputs.ragged.blocks.push(slot.blocks.clone());
         }
         for item in &slot.media {
             let overlap = item.overlap(&tokens);
@@ -60,17 +56,22 @@ pub(super) fn assemble<'s, B: Backend + 's>(
             let span = item.span();
             let whole = overlap == span;
             rows.extend(overlap.clone().map(|index| (first_row + index - tokens.start) as u32));
-            let own: Vec<u32> = overlap.map(|index| (index - span.start) as u32).collect();
-            parts.push(if whole { features.clone() } else { features.rows(backend, &own)? });
+            let own = overlap.map(|index| (index - span.start) as u32).collect();
+            parts.push(if whole { features.clone() } else { features.rows(backend, &backend.indices(own)?)? });
         }
-        let last_row = batch.ids.len() - 1;
+        let last_row = inputs.ids.len() - 1;
         match (all_logits, share.sample) {
-            (true, _) => batch.logit_rows.extend((first_row..=last_row).map(|row| row as u32)),
-            (false, true) => batch.logit_rows.push(last_row as u32),
+            (true, _) => inputs.logit_rows.extend((first_row..=last_row).map(|row| row as u32)),
+            (false, true) => inputs.logit_rows.push(last_row as u32),
             (false, false) => {}
         }
     }
     let features = VisionFeatures::concat(backend, parts)?;
-    batch.vision = features.map(|features| VisionRows { rows, features });
-    Ok(batch)
+    let vision = match features {
+        Some(features) => Some(VisionRows { rows: backend.indices(rows)?, features }),
+        None => None,
+    };
+    let sequences = inputs.ragged.context.len();
+    inputs.replayable = vision.is_none() && inputs.ids.len() == sequences && inputs.logit_rows.len() == sequences;
+    Ok((inputs, vision))
 }

@@ -3,6 +3,11 @@
 
 mod assemble;
 mod checks;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(not(feature = "cuda"))]
+#[path = "no_cuda.rs"]
+mod cuda;
 mod encode;
 mod encoder_cache;
 mod media;

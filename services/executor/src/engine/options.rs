@@ -5,7 +5,7 @@ use std::path::Path;
 use millrace_kernels::{Backend, CpuBackend};
 use millrace_protocol::{ActorId, ModelName};
 
-use super::{Engine, StepEngine};
+use super::{Engine, StepEngine, cuda};
 use crate::checkpoint::Checkpoint;
 use crate::error::ExecutorError;
 use crate::models;
@@ -15,6 +15,35 @@ use crate::models;
 pub enum DeviceKind {
     /// The host's processor.
     Cpu,
+    /// The CUDA device of this ordinal; only bf16.
+    Cuda(usize),
+}
+
+impl DeviceKind {
+    /// The first CUDA device if this build and this machine have one, else the processor; and why not, if not.
+    pub fn best() -> (Self, Option<String>) {
+        match cuda::probe(0) {
+            Ok(()) => (Self::Cuda(0), None),
+            Err(error) => (Self::Cpu, Some(error.to_string())),
+        }
+    }
+
+    /// The precision that models run in here unless told otherwise.
+    pub fn default_dtype(self) -> Dtype {
+        match self {
+            Self::Cpu => Dtype::F32,
+            Self::Cuda(_) => Dtype::Bf16,
+        }
+    }
+}
+
+impl std::fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
 }
 
 /// Element type of weights, activations and caches.
@@ -126,6 +155,7 @@ pub fn load(dir: &Path, options: &LoadOptions) -> Result<Box<dyn StepEngine>, Ex
             let backend = CpuBackend::new(options.dtype.candle())?;
             Ok(Box::new(load_on(dir, backend, options)?))
         }
+        DeviceKind::Cuda(ordinal) => cuda::load(dir, ordinal, options),
     }
 }
 

@@ -68,6 +68,11 @@ impl<B: Backend> Slot<B> {
         }
     }
 
+    /// Answer tokens so far: the position of the next draw.
+    pub fn answer_position(&self) -> u64 {
+        self.tokens.len().saturating_sub(self.prompt_tokens) as u64
+    }
+
     /// Tokens that the next `count` are.
     pub fn next(&self, count: usize) -> Range<usize> {
         self.computed..self.computed + count

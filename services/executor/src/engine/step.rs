@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use millrace_kernels::Backend;
+use millrace_kernels::{Backend, Draw};
 use millrace_protocol::engine::EngineSpec;
 use millrace_protocol::plan::{OpenSlot, StepPlan};
 use millrace_protocol::step::{SlotToken, StepOutput};
@@ -16,6 +16,7 @@ use super::{Broken, LoadOptions, MediaSource, RowLogits, StepEngine};
 use crate::error::ExecutorError;
 use crate::models::Model;
 use crate::sampling;
+use crate::step_batch::StepBatch;
 
 /// A model on a device with its KV pool and slots.
 pub struct Engine<B: Backend> {
@@ -55,7 +56,7 @@ impl<B: Backend> Engine<B> {
             step_patches: options.step_patches,
             max_tokens: u32::try_from(shape.max_tokens).unwrap_or(u32::MAX),
             vocab: u32::try_from(shape.vocab).unwrap_or(u32::MAX),
-            device: format!("{:?} {:?}", options.device, options.dtype).to_lowercase(),
+            device: format!("{} {:?}", options.device, options.dtype).to_lowercase(),
         };
         let (block_tokens, step_tokens) = (options.block_tokens as usize, options.step_tokens as usize);
         let limits = Limits { blocks, block_tokens, step_tokens, model: shape };
@@ -90,8 +91,8 @@ impl<B: Backend> Engine<B> {
         if shares.is_empty() {
             return Ok(());
         }
-        let logits = self.forward(&shares)?;
-        self.finish(&shares, logits, output);
+        let drawn = self.forward(&shares)?;
+        self.finish(&shares, drawn, output);
         Ok(())
     }
 
@@ -119,18 +120,61 @@ impl<B: Backend> Engine<B> {
         output.failed.push((SlotId(id), error));
     }
 
-    /// Logits of the rows asked for, on the host, row by row.
-    fn forward(&mut self, shares: &[Share]) -> Result<Vec<f32>, Broken> {
-        let slots = &self.slots;
-        let shares = shares.iter().filter_map(|share| slots.get(&share.slot).map(|slot| (*share, slot)));
-        let single_rows_differ = self.limits.model.single_rows_differ;
-        let batch = assemble(&self.backend, shares, self.keep_logits, single_rows_differ)?;
-        let logits = self.model.forward(&self.backend, &batch, &mut self.caches)?;
-        Ok(self.backend.to_host(&logits)?)
+    /// Runs the model: draws by the device if it can make them all, else the logits of the rows asked for.
+    fn forward(&mut self, shares: &[Share]) -> Result<Drawn, Broken> {
+        let Self { backend, model, caches, slots, limits, keep_logits, .. } = self;
+        let owned = || shares.iter().filter_map(|share| slots.get(&share.slot).map(|slot| (*share, slot)));
+        let (inputs, vision) =
+            assemble(backend, owned(), limits.block_tokens, *keep_logits, limits.model.single_rows_differ)?;
+        let (rows, vision) = (inputs.logit_rows.len(), vision.as_ref());
+        let logits =
+            backend.step(inputs, &mut |staged| model.forward(backend, &StepBatch { staged, vision }, caches))?;
+        if rows == 0 {
+            return Ok(Drawn::Tokens(Vec::new()));
+        }
+        let sampling = owned().filter(|(share, _)| share.sample);
+        let draws = sampling.map(|(_, slot)| sampling::device_draw(&slot.sampling, slot.answer_position()));
+        let draws: Option<Vec<Draw>> = if *keep_logits { None } else { draws.collect() };
+        if let Some(draws) = draws
+            && let Some(drawn) = backend.draw(&logits, &draws)?
+        {
+            return Ok(Drawn::Tokens(drawn));
+        }
+        Ok(Drawn::Logits(backend.logits_to_host(&logits)?))
     }
 
-    /// Draws for the shares that sample, and notes what was computed.
-    fn finish(&mut self, shares: &[Share], mut logits: Vec<f32>, output: &mut StepOutput) {
+    /// Notes what was computed, and the draws of the shares that sample.
+    fn finish(&mut self, shares: &[Share], drawn: Drawn, output: &mut StepOutput) {
+        match drawn {
+            Drawn::Tokens(drawn) => self.take_drawn(shares, &drawn, output),
+            Drawn::Logits(logits) => self.draw(shares, logits, output),
+        }
+    }
+
+    /// Draws that the device made already.
+    fn take_drawn(&mut self, shares: &[Share], drawn: &[Option<u32>], output: &mut StepOutput) {
+        let mut drawn = drawn.iter();
+        for share in shares {
+            let Some(slot) = self.slots.get_mut(&share.slot) else { continue };
+            slot.advance(share.count);
+            if !share.sample {
+                continue;
+            }
+            match drawn.next() {
+                Some(&Some(token)) => {
+                    slot.push(token);
+                    output.tokens.push(SlotToken { slot: SlotId(share.slot), token, logprobs: None });
+                }
+                _ => {
+                    let position = slot.answer_position();
+                    self.fail(share.slot, not_finite(position), output);
+                }
+            }
+        }
+    }
+
+    /// Draws on the host from the logits of the rows asked for.
+    fn draw(&mut self, shares: &[Share], mut logits: Vec<f32>, output: &mut StepOutput) {
         let mut rows = logits.chunks_mut(self.limits.model.vocab.max(1));
         let mut faults = Vec::new();
         for share in shares {
@@ -145,7 +189,7 @@ impl<B: Backend> Engine<B> {
             }
             slot.advance(share.count);
             let (Some(row), true) = (last, share.sample) else { continue };
-            let position = slot.tokens.len().saturating_sub(slot.prompt_tokens) as u64;
+            let position = slot.answer_position();
             match sampling::draw(row, &slot.sampling, &slot.history, position) {
                 Ok(drawn) => {
                     slot.push(drawn.token);
@@ -153,8 +197,7 @@ impl<B: Backend> Engine<B> {
                     output.tokens.push(SlotToken { slot, token, logprobs });
                 }
                 Err(sampling::NotFinite) => {
-                    let what = format!("the logits of answer token {position} are not finite");
-                    faults.push((share.slot, JobError::new(ErrorCode::NotFinite, what)));
+                    faults.push((share.slot, not_finite(position)));
                 }
             }
         }
@@ -162,6 +205,18 @@ impl<B: Backend> Engine<B> {
             self.fail(slot, fault, output);
         }
     }
+}
+
+/// What a step's logits became.
+enum Drawn {
+    /// The token of each row, drawn by the device; `None` where the row is not finite.
+    Tokens(Vec<Option<u32>>),
+    /// Logits of all rows, for draws on the host.
+    Logits(Vec<f32>),
+}
+
+fn not_finite(position: u64) -> JobError {
+    JobError::new(ErrorCode::NotFinite, format!("the logits of answer token {position} are not finite"))
 }
 
 impl<B: Backend> StepEngine for Engine<B> {

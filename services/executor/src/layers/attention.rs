@@ -1,6 +1,6 @@
 //! Causal grouped-query attention over paged keys and values, with per-head norms of q and k before the rotation (Qwen3).
 
-use millrace_kernels::{Backend, Ragged, RopeTable};
+use millrace_kernels::{Backend, RopeTable};
 
 use super::{Linear, RmsNorm, TextDefaults};
 use crate::checkpoint::{Fields, Loader};
@@ -85,7 +85,7 @@ impl<B: Backend> Attention<B> {
         backend: &B,
         x: &B::Tensor,
         rope: &RopeTable<B::Tensor>,
-        batch: &Ragged,
+        batch: &B::Batch,
         cache: &mut B::KvCache,
     ) -> Result<B::Tensor, ExecutorError> {
         let qkv = self.qkv.forward(backend, x)?;

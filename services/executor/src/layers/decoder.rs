@@ -1,7 +1,7 @@
 //! A stack of pre-norm decoder layers over paged caches. Which attention and which feed-forward a layer has is its own
 //! affair; additions from outside (deepstack) enter between layers.
 
-use millrace_kernels::{Backend, Ragged, RopeTable};
+use millrace_kernels::{Backend, RopeTable};
 
 use super::{Attention, Ffn, LatentAttention, RmsNorm};
 use crate::checkpoint::Loader;
@@ -21,7 +21,7 @@ impl<B: Backend> Mixer<B> {
         backend: &B,
         x: &B::Tensor,
         rope: &RopeTable<B::Tensor>,
-        batch: &Ragged,
+        batch: &B::Batch,
         cache: &mut B::KvCache,
     ) -> Result<B::Tensor, ExecutorError> {
         match self {
@@ -65,7 +65,7 @@ pub struct RowAddition<B: Backend> {
     /// Layer whose output it is added to.
     pub layer: usize,
     /// Rows of the step.
-    pub rows: Vec<u32>,
+    pub rows: B::Indices,
     /// `[rows, H]`.
     pub values: B::Tensor,
 }
@@ -90,7 +90,7 @@ impl<B: Backend> Decoder<B> {
         backend: &B,
         x: B::Tensor,
         rope: &RopeTable<B::Tensor>,
-        batch: &Ragged,
+        batch: &B::Batch,
         caches: &mut [B::KvCache],
         additions: &[RowAddition<B>],
     ) -> Result<B::Tensor, ExecutorError> {

@@ -36,7 +36,7 @@ impl<B: Backend> LmHead<B> {
     ///
     /// # Errors
     /// An id outside the vocabulary.
-    pub fn embed(&self, backend: &B, ids: &[u32]) -> Result<B::Tensor, ExecutorError> {
+    pub fn embed(&self, backend: &B, ids: &B::Indices) -> Result<B::Tensor, ExecutorError> {
         Ok(backend.embed(&self.embedding, ids)?)
     }
 
@@ -44,7 +44,7 @@ impl<B: Backend> LmHead<B> {
     ///
     /// # Errors
     /// A row outside `x`.
-    pub fn logits(&self, backend: &B, x: &B::Tensor, rows: &[u32]) -> Result<B::Tensor, ExecutorError> {
+    pub fn logits(&self, backend: &B, x: &B::Tensor, rows: &B::Indices) -> Result<B::Tensor, ExecutorError> {
         let picked = backend.gather_rows(x, rows)?;
         let normed = self.norm.forward(backend, &picked)?;
         Ok(backend.linear(&normed, &self.head, None)?)

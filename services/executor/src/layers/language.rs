@@ -3,7 +3,7 @@
 use millrace_kernels::Backend;
 
 use super::decoder::RowAddition;
-use super::{Decoder, DecoderLayer, LmHead, RotaryTable};
+use super::{Decoder, DecoderLayer, LmHead, rope};
 use crate::checkpoint::Loader;
 use crate::error::ExecutorError;
 use crate::layers::TextConfig;
@@ -13,7 +13,7 @@ use crate::step_batch::StepBatch;
 pub struct LanguageModel<B: Backend> {
     head: LmHead<B>,
     decoder: Decoder<B>,
-    rotary: RotaryTable,
+    frequencies: B::Frequencies,
 }
 
 impl<B: Backend> LanguageModel<B> {
@@ -34,8 +34,9 @@ impl<B: Backend> LanguageModel<B> {
             layers.push(layer(&mut loader.below(format!("{stack}.layers.{index}")), index)?);
         }
         let section = config.rope.mrope_section.as_deref();
-        let rotary = RotaryTable::new(config.rope.theta, config.attention.head_dim, section);
-        Ok(Self { head, decoder: Decoder::new(layers), rotary })
+        let inverse = rope::inverse_frequencies(config.rope.theta, config.attention.head_dim);
+        let frequencies = loader.frequencies(&inverse, &rope::axes(inverse.len(), section))?;
+        Ok(Self { head, decoder: Decoder::new(layers), frequencies })
     }
 
     /// Logits of the rows that `batch` asks for, `[rows, V]`.
@@ -45,19 +46,19 @@ impl<B: Backend> LanguageModel<B> {
     pub fn forward(
         &mut self,
         backend: &B,
-        batch: &StepBatch<B>,
+        batch: &StepBatch<'_, B>,
         caches: &mut [B::KvCache],
     ) -> Result<B::Tensor, ExecutorError> {
-        let mut x = self.head.embed(backend, &batch.ids)?;
+        let mut x = self.head.embed(backend, &batch.staged.ids)?;
         let mut additions = Vec::new();
-        if let Some(vision) = &batch.vision {
+        if let Some(vision) = batch.vision {
             x = backend.scatter_rows(&x, &vision.rows, &vision.features.embeddings)?;
             for (layer, values) in vision.features.deepstack.iter().enumerate() {
                 additions.push(RowAddition { layer, rows: vision.rows.clone(), values: values.clone() });
             }
         }
-        let rope = self.rotary.gather(backend, &batch.positions)?;
-        let hidden = self.decoder.forward(backend, x, &rope, &batch.ragged, caches, &additions)?;
-        self.head.logits(backend, &hidden, &batch.logit_rows)
+        let rope = backend.rope_table(&self.frequencies, &batch.staged.positions)?;
+        let hidden = self.decoder.forward(backend, x, &rope, &batch.staged.batch, caches, &additions)?;
+        self.head.logits(backend, &hidden, &batch.staged.logit_rows)
     }
 }

@@ -1,7 +1,7 @@
 //! Multi-head latent attention (GLM-4.7, after DeepSeek-V2): keys and values come out of one small latent for each token, and
 //! only latents are cached.
 
-use millrace_kernels::{Backend, Ragged, RopeTable};
+use millrace_kernels::{Backend, RopeTable};
 
 use super::{Linear, RmsNorm};
 use crate::checkpoint::{Fields, Loader};
@@ -102,7 +102,7 @@ impl<B: Backend> LatentAttention<B> {
         backend: &B,
         x: &B::Tensor,
         rope: &RopeTable<B::Tensor>,
-        batch: &Ragged,
+        batch: &B::Batch,
         cache: &mut B::KvCache,
     ) -> Result<B::Tensor, ExecutorError> {
         let q = match &self.q_down {

@@ -27,5 +27,4 @@ pub use latent_attention::{LatentAttention, LatentShape};
 pub use linear::Linear;
 pub use moe::Moe;
 pub use norm::{LayerNorm, RmsNorm};
-pub use rope::RotaryTable;
 pub use text_config::{TextConfig, TextDefaults};

@@ -76,7 +76,7 @@ pub trait Model<B: Backend>: Send {
     fn forward(
         &mut self,
         backend: &B,
-        batch: &StepBatch<B>,
+        batch: &StepBatch<'_, B>,
         caches: &mut [B::KvCache],
     ) -> Result<B::Tensor, ExecutorError>;
 }

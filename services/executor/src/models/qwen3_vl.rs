@@ -87,7 +87,7 @@ impl<B: Backend> Model<B> for Qwen3Vl<B> {
     fn forward(
         &mut self,
         backend: &B,
-        batch: &StepBatch<B>,
+        batch: &StepBatch<'_, B>,
         caches: &mut [B::KvCache],
     ) -> Result<B::Tensor, ExecutorError> {
         self.language.forward(backend, batch, caches)

@@ -6,6 +6,7 @@ mod filters;
 mod history;
 pub mod philox;
 
+use millrace_kernels::Draw;
 use millrace_protocol::sampling::{ResolvedSampling, TokenLogprobs};
 
 pub use history::History;
@@ -21,6 +22,20 @@ pub struct Drawn {
     pub token: u32,
     /// Log-probabilities after the processors, before temperature and filters, if asked for.
     pub logprobs: Option<TokenLogprobs>,
+}
+
+/// What a device needs to draw token `position` of an answer by itself; `None` if something changes the logits first or
+/// log-probabilities are asked for.
+pub fn device_draw(sampling: &ResolvedSampling, position: u64) -> Option<Draw> {
+    let plain = sampling.logprobs.is_none()
+        && sampling.logit_bias.is_empty()
+        && sampling.repetition_penalty == 1.0
+        && sampling.presence_penalty == 0.0
+        && sampling.frequency_penalty == 0.0;
+    let &ResolvedSampling { temperature, top_k, top_p, min_p, seed, .. } = sampling;
+    let top_k = i32::try_from(top_k).unwrap_or(0);
+    let drawn = || Draw { uniform: philox::uniform(seed, position), temperature, top_p, min_p, top_k };
+    plain.then(|| if temperature > 0.0 { drawn() } else { Draw::GREEDY })
 }
 
 /// Draws token `position` (counted from 0) of an answer from `logits [V]`, which are overwritten.

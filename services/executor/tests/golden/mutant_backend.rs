@@ -1,6 +1,6 @@
 //! A backend with one op wrong on purpose; all others are the real ones.
 
-use millrace_kernels::{Backend, GeluKind, KernelError, Ragged, RopeTable, Segments, SigmoidChoice};
+use millrace_kernels::{Backend, Draw, GeluKind, KernelError, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
 
 /// What is wrong.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,6 +39,11 @@ impl<B: Backend> Backend for MutantBackend<B> {
     type Tensor = B::Tensor;
     type KvCache = B::KvCache;
     type Routing = B::Routing;
+    type Indices = B::Indices;
+    type Batch = B::Batch;
+    type Frequencies = B::Frequencies;
+    type Geometry = B::Geometry;
+    type Logits = B::Logits;
 
     fn gelu(&self, x: &B::Tensor, kind: GeluKind) -> Done<B::Tensor> {
         let kind = match (self.fault, kind) {
@@ -66,7 +71,7 @@ impl<B: Backend> Backend for MutantBackend<B> {
         k_norm: &B::Tensor,
         eps: f32,
         rope: &RopeTable<B::Tensor>,
-        batch: &Ragged,
+        batch: &B::Batch,
         cache: &mut B::KvCache,
     ) -> Done<B::Tensor> {
         let shape = self.inner.shape(q_norm);
@@ -75,24 +80,26 @@ impl<B: Backend> Backend for MutantBackend<B> {
         self.inner.qkv_norm_rope_cache_write(qkv, q, k, eps, rope, batch, cache)
     }
 
-    fn segment_attention(
-        &self,
-        qkv: &B::Tensor,
-        heads: usize,
-        cos: &[f32],
-        sin: &[f32],
-        segments: &Segments,
-        scale: f32,
-    ) -> Done<B::Tensor> {
-        let mut segments = segments.clone();
+    fn geometry(&self, mut cos: Vec<f32>, mut sin: Vec<f32>, mut segments: Segments) -> Done<B::Geometry> {
         if self.fault == Fault::SegmentsJoined {
             segments.start = vec![0, *segments.start.last().unwrap()];
         }
         if self.fault == Fault::NoVisionRotation {
-            let (cos, sin) = (vec![1.0; cos.len()], vec![0.0; sin.len()]);
-            return self.inner.segment_attention(qkv, heads, &cos, &sin, &segments, scale);
+            cos.fill(1.0);
+            sin.fill(0.0);
         }
-        self.inner.segment_attention(qkv, heads, cos, sin, &segments, scale)
+        self.inner.geometry(cos, sin, segments)
+    }
+
+    fn step<E: From<KernelError>>(
+        &self,
+        inputs: StepInputs,
+        forward: &mut dyn FnMut(&Staged<Self>) -> Result<B::Tensor, E>,
+    ) -> Result<B::Logits, E> {
+        self.inner.step(inputs, &mut |staged: &Staged<B>| {
+            let (ids, positions) = (staged.ids.clone(), staged.positions.clone());
+            forward(&Staged { ids, positions, batch: staged.batch.clone(), logit_rows: staged.logit_rows.clone() })
+        })
     }
 
     fn dtype(&self) -> candle_core::DType {
@@ -116,16 +123,34 @@ impl<B: Backend> Backend for MutantBackend<B> {
     fn kv_cache(&self, blocks: usize, block_tokens: usize, kv_heads: usize, head_dim: usize) -> Done<B::KvCache> {
         self.inner.kv_cache(blocks, block_tokens, kv_heads, head_dim)
     }
-    fn embed(&self, table: &B::Tensor, ids: &[u32]) -> Done<B::Tensor> {
+    fn segment_attention(&self, qkv: &B::Tensor, heads: usize, geometry: &B::Geometry, scale: f32) -> Done<B::Tensor> {
+        self.inner.segment_attention(qkv, heads, geometry, scale)
+    }
+    fn indices(&self, values: Vec<u32>) -> Done<B::Indices> {
+        self.inner.indices(values)
+    }
+    fn logits_to_host(&self, logits: &B::Logits) -> Done<Vec<f32>> {
+        self.inner.logits_to_host(logits)
+    }
+    fn draw(&self, logits: &B::Logits, draws: &[Draw]) -> Done<Option<Vec<Option<u32>>>> {
+        self.inner.draw(logits, draws)
+    }
+    fn frequencies(&self, inverse: &[f32], axes: &[u32]) -> Done<B::Frequencies> {
+        self.inner.frequencies(inverse, axes)
+    }
+    fn rope_table(&self, frequencies: &B::Frequencies, positions: &B::Indices) -> Done<RopeTable<B::Tensor>> {
+        self.inner.rope_table(frequencies, positions)
+    }
+    fn embed(&self, table: &B::Tensor, ids: &B::Indices) -> Done<B::Tensor> {
         self.inner.embed(table, ids)
     }
-    fn gather_rows(&self, x: &B::Tensor, rows: &[u32]) -> Done<B::Tensor> {
+    fn gather_rows(&self, x: &B::Tensor, rows: &B::Indices) -> Done<B::Tensor> {
         self.inner.gather_rows(x, rows)
     }
-    fn scatter_rows(&self, x: &B::Tensor, rows: &[u32], values: &B::Tensor) -> Done<B::Tensor> {
+    fn scatter_rows(&self, x: &B::Tensor, rows: &B::Indices, values: &B::Tensor) -> Done<B::Tensor> {
         self.inner.scatter_rows(x, rows, values)
     }
-    fn scatter_add_rows(&self, x: &B::Tensor, rows: &[u32], values: &B::Tensor) -> Done<B::Tensor> {
+    fn scatter_add_rows(&self, x: &B::Tensor, rows: &B::Indices, values: &B::Tensor) -> Done<B::Tensor> {
         self.inner.scatter_add_rows(x, rows, values)
     }
     fn concat_rows(&self, parts: &[B::Tensor]) -> Done<B::Tensor> {
@@ -155,7 +180,7 @@ impl<B: Backend> Backend for MutantBackend<B> {
     fn swiglu(&self, gate_up: &B::Tensor) -> Done<B::Tensor> {
         self.inner.swiglu(gate_up)
     }
-    fn paged_attention(&self, q: &B::Tensor, batch: &Ragged, cache: &B::KvCache, scale: f32) -> Done<B::Tensor> {
+    fn paged_attention(&self, q: &B::Tensor, batch: &B::Batch, cache: &B::KvCache, scale: f32) -> Done<B::Tensor> {
         self.inner.paged_attention(q, batch, cache, scale)
     }
     fn weight_f32(&self, host: &candle_core::Tensor) -> Done<B::Tensor> {
@@ -189,7 +214,7 @@ impl<B: Backend> Backend for MutantBackend<B> {
         eps: f32,
         heads: usize,
         rope: &RopeTable<B::Tensor>,
-        batch: &Ragged,
+        batch: &B::Batch,
         cache: &mut B::KvCache,
     ) -> Done<B::Tensor> {
         let shape = self.inner.shape(kv_norm);
@@ -218,7 +243,7 @@ impl<B: Backend> Backend for MutantBackend<B> {
         q: &B::Tensor,
         kv_b: &B::Tensor,
         heads: usize,
-        batch: &Ragged,
+        batch: &B::Batch,
         cache: &B::KvCache,
         scale: f32,
     ) -> Done<B::Tensor> {

@@ -52,7 +52,7 @@ impl<B: Backend> Model<B> for MutantModel<B> {
     fn forward(
         &mut self,
         backend: &B,
-        batch: &StepBatch<B>,
+        batch: &StepBatch<'_, B>,
         caches: &mut [B::KvCache],
     ) -> Result<B::Tensor, ExecutorError> {
         self.inner.forward(backend, batch, caches)

@@ -10,6 +10,7 @@ use millrace_protocol::{ActorId, PageDtype, Sampling};
 use millrace_runtime::Clock;
 
 use super::settings::{SettingsArgs, fetch_models, parse_models, replace_models};
+use crate::device::device_kind;
 use crate::exit::usage;
 use crate::generate::output::write_logits;
 use crate::generate::request::{MediaFlags, Prompt, request};
@@ -65,11 +66,11 @@ pub struct GenerateArgs {
     /// Write the logits of every position
     #[arg(long, value_name = "FILE.safetensors")]
     pub dump_logits: Option<PathBuf>,
-    /// Precision of weights and activations
-    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = ["f32", "bf16"])]
-    pub dtype: String,
-    /// Where to compute
-    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = ["cpu", "cuda"])]
+    /// Precision of weights and activations [default: f32 on the CPU, bf16 on CUDA]
+    #[arg(long, value_name = "DTYPE", value_parser = ["f32", "bf16"])]
+    pub dtype: Option<String>,
+    /// Where to compute: cpu, cuda, cuda:N, or auto for the first CUDA device that works and else the CPU
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: String,
     /// One JSON object as the last line
     #[arg(long)]
@@ -81,9 +82,9 @@ pub struct GenerateArgs {
 /// # Errors
 /// Usage faults for everything about the model and the job, others for the engine.
 pub async fn run(settings: &SettingsArgs, args: GenerateArgs) -> anyhow::Result<ExitCode> {
-    if args.device == "cuda" {
-        return Err(usage("--device cuda: this build has no CUDA backend; use --device cpu"));
-    }
+    let device = device_kind(
+        millrace_config::DeviceChoice::parse(&args.device).map_err(|what| usage(format!("--device: {what}")))?,
+    );
     let mut config = settings.load()?;
     let models = parse_models(&args.model.clone().into_iter().collect::<Vec<_>>())?;
     replace_models(&mut config, &models);
@@ -94,7 +95,10 @@ pub async fn run(settings: &SettingsArgs, args: GenerateArgs) -> anyhow::Result<
     let folder = PathBuf::from(&model.path);
 
     let clock = Clock::system();
-    let bf16 = args.dtype == "bf16";
+    let bf16 = match args.dtype.as_deref() {
+        Some(dtype) => dtype == "bf16",
+        None => device.default_dtype() == Dtype::Bf16,
+    };
     let limits =
         PrepareLimits { dtype: Some(if bf16 { PageDtype::Bf16 } else { PageDtype::F32 }), ..prepare_limits(&config) };
     let ids =
@@ -104,6 +108,7 @@ pub async fn run(settings: &SettingsArgs, args: GenerateArgs) -> anyhow::Result<
     job.ignore_eos |= args.ignore_eos;
     let plan = run::prepare(&folder, limits, &job, ids, &clock).await?;
     let options = LoadOptions {
+        device,
         dtype: if bf16 { Dtype::Bf16 } else { Dtype::F32 },
         kv: KvBudget::Bytes(config.executor.kv_bytes),
         step_tokens: config.executor.step_tokens,

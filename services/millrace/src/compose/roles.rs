@@ -6,16 +6,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use millrace_config::{DeviceChoice, Dtype, Model};
-use millrace_executor::{
-    DeviceKind, Dtype as EngineDtype, ExecutorActor, ExecutorMetrics, ExecutorParts, KvBudget, LoadOptions,
-};
+use millrace_config::{Dtype, Executor, Model};
+use millrace_executor::{Dtype as EngineDtype, ExecutorActor, ExecutorMetrics, ExecutorParts, KvBudget, LoadOptions};
 use millrace_preprocess::{Preparer, PreprocessActor, PreprocessMetrics, PreprocessParts};
 use millrace_protocol::ActorId;
 use millrace_runtime::Clock;
 use millrace_scheduler::{SchedulerActor, SchedulerMetrics, SchedulerParts, Settings};
 
 use super::{Roles, Shared};
+use crate::device::device_kind;
 use crate::prepare_limits::prepare_limits;
 
 /// Addresses that keep the actors alive.
@@ -55,18 +54,17 @@ pub(super) async fn start(shared: Shared, roles: Roles) -> Result<Running> {
     Ok(running)
 }
 
-async fn executor(shared: &Shared, model: &Model, metrics: &ExecutorMetrics) -> Result<actix::Addr<ExecutorActor>> {
-    let settings = &shared.config.executor;
-    if let DeviceChoice::Cuda(ordinal) = settings.device {
-        bail!("[executor] device = \"cuda:{ordinal}\": this build has no CUDA backend; use \"cpu\" or \"auto\"");
-    }
-    let options = LoadOptions {
-        executor: new_id("exec", &shared.clock)?,
+/// How `[executor]` says that `model` is loaded. May open a device, so it belongs on a blocking thread.
+pub fn load_options(settings: &Executor, model: &Model, executor: ActorId) -> LoadOptions {
+    let device = device_kind(settings.device);
+    LoadOptions {
+        executor,
         model: model.name.clone(),
-        device: DeviceKind::Cpu,
+        device,
         dtype: match settings.dtype {
             Dtype::Bf16 => EngineDtype::Bf16,
-            Dtype::F32 | Dtype::Auto => EngineDtype::F32,
+            Dtype::F32 => EngineDtype::F32,
+            Dtype::Auto => device.default_dtype(),
         },
         kv: KvBudget::Bytes(settings.kv_bytes),
         block_tokens: settings.block_tokens,
@@ -74,10 +72,17 @@ async fn executor(shared: &Shared, model: &Model, metrics: &ExecutorMetrics) -> 
         step_tokens: settings.step_tokens,
         step_patches: settings.step_patches,
         keep_logits: false,
-    };
-    let (folder, load) = (model.path.clone(), options.clone());
-    let engine = tokio::task::spawn_blocking(move || millrace_executor::load(Path::new(&folder), &load)).await?;
-    let engine = engine.with_context(|| format!("model `{}` in {}", model.name, model.path))?;
+    }
+}
+
+async fn executor(shared: &Shared, model: &Model, metrics: &ExecutorMetrics) -> Result<actix::Addr<ExecutorActor>> {
+    let (settings, served) = (shared.config.executor.clone(), model.clone());
+    let id = new_id("exec", &shared.clock)?;
+    let loaded = tokio::task::spawn_blocking(move || {
+        let options = load_options(&settings, &served, id);
+        millrace_executor::load(Path::new(&served.path), &options).map(|engine| (options, engine))
+    });
+    let (options, engine) = loaded.await?.with_context(|| format!("model `{}` in {}", model.name, model.path))?;
     let parts = ExecutorParts {
         id: options.executor,
         engine,

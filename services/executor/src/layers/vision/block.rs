@@ -1,22 +1,12 @@
 //! One transformer block of the tower.
 
-use millrace_kernels::{Backend, GeluKind, Segments};
+use millrace_kernels::{Backend, GeluKind};
 
 use super::VisionConfig;
 use super::tower::NORM_EPS;
 use crate::checkpoint::Loader;
 use crate::error::ExecutorError;
 use crate::layers::{LayerNorm, Linear};
-
-/// What all blocks share in one run: rotation of each patch and the items' extents.
-pub struct VisionGeometry {
-    /// `[N, head_dim / 2]`.
-    pub cos: Vec<f32>,
-    /// `[N, head_dim / 2]`.
-    pub sin: Vec<f32>,
-    /// Patches see only their own item.
-    pub segments: Segments,
-}
 
 /// `h += attention(norm(h)); h += mlp(norm(h))` with biases everywhere.
 pub struct VisionBlock<B: Backend> {
@@ -55,10 +45,9 @@ impl<B: Backend> VisionBlock<B> {
     ///
     /// # Errors
     /// Shapes do not fit.
-    pub fn forward(&self, backend: &B, x: &B::Tensor, geometry: &VisionGeometry) -> Result<B::Tensor, ExecutorError> {
-        let VisionGeometry { cos, sin, segments } = geometry;
+    pub fn forward(&self, backend: &B, x: &B::Tensor, geometry: &B::Geometry) -> Result<B::Tensor, ExecutorError> {
         let qkv = self.qkv.forward(backend, &self.norm1.forward(backend, x)?)?;
-        let attended = backend.segment_attention(&qkv, self.heads, cos, sin, segments, self.scale)?;
+        let attended = backend.segment_attention(&qkv, self.heads, geometry, self.scale)?;
         let x = backend.add(x, &self.output.forward(backend, &attended)?)?;
         let up = self.up.forward(backend, &self.norm2.forward(backend, &x)?)?;
         let down = self.down.forward(backend, &backend.gelu(&up, self.gelu)?)?;

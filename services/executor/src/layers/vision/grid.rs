@@ -1,7 +1,9 @@
 //! Geometry of a patch grid: order of patches, position embedding taps, rotation angles. Host arithmetic in f32 as
 //! transformers' `vision_utils` does it. Pure functions.
 
-use crate::layers::rope::{angle, inverse_frequencies};
+use millrace_kernels::angle;
+
+use crate::layers::rope::inverse_frequencies;
 
 /// (row, column) of each patch of a `grid_h x grid_w` grid: merge blocks in raster order, and within a block its patches in
 /// raster order.

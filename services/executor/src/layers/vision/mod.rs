@@ -42,7 +42,7 @@ impl<B: Backend> VisionFeatures<B> {
     ///
     /// # Errors
     /// A row outside the features.
-    pub fn rows(&self, backend: &B, rows: &[u32]) -> Result<Self, millrace_kernels::KernelError> {
+    pub fn rows(&self, backend: &B, rows: &B::Indices) -> Result<Self, millrace_kernels::KernelError> {
         let pick = |x: &B::Tensor| backend.gather_rows(x, rows);
         Ok(Self {
             embeddings: pick(&self.embeddings)?,

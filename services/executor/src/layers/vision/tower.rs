@@ -3,7 +3,6 @@
 
 use millrace_kernels::{Backend, GeluKind, Segments};
 
-use super::block::VisionGeometry;
 use super::{Merger, NormPlace, PatchGrid, VisionBlock, VisionFeatures, grid};
 use crate::checkpoint::{Fields, Loader, RopeConfig};
 use crate::error::ExecutorError;
@@ -136,7 +135,7 @@ impl<B: Backend> VisionTower<B> {
     /// Pixels that do not fill their grid.
     pub fn encode(&self, backend: &B, items: &[PatchGrid]) -> Result<Vec<VisionFeatures<B>>, ExecutorError> {
         let mut x = self.embed_patches(backend, items)?;
-        let geometry = self.geometry(items);
+        let geometry = self.geometry(backend, items)?;
         // In order of blocks, whatever the order of the config's list: the k-th feature goes behind decoder layer k.
         let mut deepstack = Vec::with_capacity(self.deepstack.len());
         for (index, block) in self.blocks.iter().enumerate() {
@@ -166,18 +165,19 @@ impl<B: Backend> VisionTower<B> {
         Ok(backend.add(&self.patch_embed.forward(backend, &patches)?, &positions)?)
     }
 
-    fn geometry(&self, items: &[PatchGrid]) -> VisionGeometry {
-        let mut geometry = VisionGeometry { cos: Vec::new(), sin: Vec::new(), segments: Segments { start: vec![0] } };
+    /// Rotation of each patch and the items' extents: patches see only their own item.
+    fn geometry(&self, backend: &B, items: &[PatchGrid]) -> Result<B::Geometry, ExecutorError> {
+        let (mut all_cos, mut all_sin, mut segments) = (Vec::new(), Vec::new(), Segments { start: vec![0] });
         let mut end = 0;
         for item in items {
             let (merge, head_dim) = (self.config.merge as u32, self.config.head_dim());
             let (cos, sin) = grid::rotation(item.grid_h, item.grid_w, merge, head_dim, self.config.theta);
-            geometry.cos.extend(cos);
-            geometry.sin.extend(sin);
+            all_cos.extend(cos);
+            all_sin.extend(sin);
             end += item.grid_h * item.grid_w;
-            geometry.segments.start.push(end);
+            segments.start.push(end);
         }
-        geometry
+        Ok(backend.geometry(all_cos, all_sin, segments)?)
     }
 
     fn split(
@@ -194,7 +194,7 @@ impl<B: Backend> VisionTower<B> {
         let mut features = Vec::with_capacity(items.len());
         for item in items {
             let tokens = (item.grid_h / merge) * (item.grid_w / merge);
-            let rows: Vec<u32> = (start..start + tokens).collect();
+            let rows = backend.indices((start..start + tokens).collect())?;
             features.push(all.rows(backend, &rows)?);
             start += tokens;
         }

@@ -1,0 +1,165 @@
+//! Launches of `rope.cu` and of the attention kernels, and the choice among them.
+
+use super::CudaBackend;
+use super::driver::{Argument, Launch};
+use super::tensor::{CudaBatch, CudaGeometry, CudaKvCache, CudaTensor};
+use crate::backend::RopeTable;
+use crate::error::KernelError;
+use crate::view::shape_error;
+
+/// Longest head that `attention.cu` and `rope.cu` take.
+const MOST_HEAD_DIM: usize = 256;
+/// Heads of one block of the fused pass before attention.
+const HEADS_A_BLOCK: usize = 8;
+
+/// Kernels of the specialised attention files.
+pub(super) const KERNELS: &[(&str, &[&str])] = &[];
+
+/// Sizes of a step's attention.
+struct Heads {
+    query: usize,
+    kv: usize,
+    dim: usize,
+}
+
+impl CudaKvCache {
+    /// Query heads in a row of `width` elements that also holds `others` heads.
+    fn heads(&self, op: &'static str, width: usize, others: usize) -> Result<Heads, KernelError> {
+        let (kv, dim) = (self.kv_heads, self.head_dim);
+        let query = (width / dim).saturating_sub(others);
+        if !width.is_multiple_of(dim) || query == 0 || !query.is_multiple_of(kv) {
+            return Err(shape_error(op, format!("row length {width} with {kv} kv heads of {dim}")));
+        }
+        Ok(Heads { query, kv, dim })
+    }
+
+    fn check(&self, op: &'static str, batch: &CudaBatch, rows: usize) -> Result<(), KernelError> {
+        if batch.rows != rows || batch.block_tokens != self.block_tokens {
+            let (own, blocks) = (batch.rows, batch.block_tokens);
+            let what = format!("{own} rows in blocks of {blocks} for {rows} rows in blocks of {}", self.block_tokens);
+            return Err(shape_error(op, what));
+        }
+        match batch.largest_block {
+            Some(block) if block as usize >= self.blocks => {
+                Err(KernelError::Index { op, index: u64::from(block), limit: self.blocks as u64 })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl CudaBackend {
+    #[allow(clippy::too_many_arguments)] // As the trait's method.
+    pub(super) fn norm_rope_write(
+        &self,
+        qkv: &CudaTensor,
+        [q_norm, k_norm]: [&CudaTensor; 2],
+        eps: f32,
+        rope: &RopeTable<CudaTensor>,
+        batch: &CudaBatch,
+        cache: &CudaKvCache,
+    ) -> Result<CudaTensor, KernelError> {
+        let op = "qkv_norm_rope_cache_write";
+        let (tokens, width) = qkv.matrix(op)?;
+        let Heads { query, kv, dim } = cache.heads(op, width, 2 * cache.kv_heads)?;
+        if !dim.is_multiple_of(2) || dim > MOST_HEAD_DIM {
+            return Err(shape_error(op, format!("heads of {dim}: even sizes up to {MOST_HEAD_DIM} are taken")));
+        }
+        q_norm.expect(op, "q_norm", &[dim])?;
+        k_norm.expect(op, "k_norm", &[dim])?;
+        rope.cos.expect(op, "cos", &[tokens, dim / 2])?;
+        rope.sin.expect(op, "sin", &[tokens, dim / 2])?;
+        cache.check(op, batch, tokens)?;
+        let out = self.activation(&[tokens, query * dim])?;
+        let arguments = [
+            qkv.argument(),
+            q_norm.argument(),
+            k_norm.argument(),
+            rope.cos.argument(),
+            rope.sin.argument(),
+            Argument::Pointer(batch.slots),
+            out.argument(),
+            Argument::Pointer(cache.keys.pointer),
+            Argument::Pointer(cache.values.pointer),
+            Argument::Int(query as i32),
+            Argument::Int(kv as i32),
+            Argument::Int(dim as i32),
+            Argument::Float(eps),
+        ];
+        let blocks = (query + 2 * kv).div_ceil(HEADS_A_BLOCK);
+        self.driver.launch(op, Launch::rows(tokens, 32 * HEADS_A_BLOCK as u32).grid_y(blocks), &arguments)?;
+        Ok(out)
+    }
+
+    pub(super) fn attend(
+        &self,
+        q: &CudaTensor,
+        batch: &CudaBatch,
+        cache: &CudaKvCache,
+        scale: f32,
+    ) -> Result<CudaTensor, KernelError> {
+        let op = "paged_attention";
+        let (tokens, width) = q.matrix(op)?;
+        let Heads { query, kv, dim } = cache.heads(op, width, 0)?;
+        cache.check(op, batch, tokens)?;
+        if dim > MOST_HEAD_DIM {
+            return Err(shape_error(op, format!("heads of {dim}: up to {MOST_HEAD_DIM} are taken")));
+        }
+        let out = self.activation(&[tokens, width])?;
+        let arguments = [
+            q.argument(),
+            Argument::Pointer(cache.keys.pointer),
+            Argument::Pointer(cache.values.pointer),
+            Argument::Pointer(batch.table),
+            Argument::Pointer(batch.context),
+            Argument::Pointer(batch.query_start),
+            out.argument(),
+            Argument::Int(batch.sequences as i32),
+            Argument::Int(batch.stride as i32),
+            Argument::Int(query as i32),
+            Argument::Int(kv as i32),
+            Argument::Int(dim as i32),
+            Argument::Int(cache.block_tokens as i32),
+            Argument::Float(scale),
+        ];
+        self.driver.launch("paged_attention_any", Launch::rows(tokens, 128).grid_y(query).alone(), &arguments)?;
+        Ok(out)
+    }
+
+    pub(super) fn attend_segments(
+        &self,
+        qkv: &CudaTensor,
+        heads: usize,
+        geometry: &CudaGeometry,
+        scale: f32,
+    ) -> Result<CudaTensor, KernelError> {
+        let op = "segment_attention";
+        let (rows, width) = qkv.matrix(op)?;
+        if heads == 0 || width == 0 || !width.is_multiple_of(6 * heads) {
+            return Err(shape_error(op, format!("row length {width} is not 3 x {heads} heads of an even size")));
+        }
+        let dim = width / (3 * heads);
+        if dim > MOST_HEAD_DIM {
+            return Err(shape_error(op, format!("heads of {dim}: up to {MOST_HEAD_DIM} are taken")));
+        }
+        let segments = &geometry.segments;
+        if geometry.angles != rows * dim / 2 || segments.last().is_none_or(|&end| end as usize != rows) {
+            let what = format!("{} angles and segments {segments:?} for {rows} rows of {dim}", geometry.angles);
+            return Err(shape_error(op, what));
+        }
+        let out = self.activation(&[rows, heads * dim])?;
+        let arguments = [
+            qkv.argument(),
+            Argument::Pointer(geometry.cos.pointer),
+            Argument::Pointer(geometry.sin.pointer),
+            Argument::Pointer(geometry.start.pointer),
+            out.argument(),
+            Argument::Int(segments.len() as i32 - 1),
+            Argument::Int(heads as i32),
+            Argument::Int(dim as i32),
+            Argument::Float(scale),
+        ];
+        self.driver.launch("segment_attention_any", Launch::rows(rows, 128).grid_y(heads).alone(), &arguments)?;
+        Ok(out)
+    }
+}

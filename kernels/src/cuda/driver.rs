@@ -1,0 +1,289 @@
+//! One CUDA device: context, stream, loaded kernels, and launches.
+//!
+//! Driver and cuBLASLt are loaded at run time; without them [`Driver::open`] says what is missing.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
+
+use crate::error::KernelError;
+
+include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+
+/// Newest compute capability that the generic code must run on is open; the oldest is that of its machine code.
+const OLDEST_CAPABILITY: (i32, i32) = (8, 0);
+/// Driver that knows CUDA 13.
+const OLDEST_DRIVER: i32 = 13_000;
+/// Static and dynamic shared memory that a block has without asking.
+const PLAIN_SHARED_BYTES: u32 = 48 * 1024;
+
+/// A failed driver call as this crate's error.
+pub(super) fn failed(op: &'static str) -> impl Fn(DriverError) -> KernelError {
+    move |error| KernelError::Device { op, what: format!("{error:?}") }
+}
+
+/// A kernel argument.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Argument {
+    Pointer(u64),
+    Int(i32),
+    Size(u64),
+    Float(f32),
+}
+
+/// Shape of a launch.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Launch {
+    pub grid: [u32; 3],
+    pub block: u32,
+    pub shared_bytes: u32,
+    /// The kernel calls `wait_for_previous`: it may start while the kernel before it drains.
+    pub overlaps: bool,
+}
+
+impl Launch {
+    /// `x` blocks of `block` threads that overlap with the kernel before.
+    pub fn rows(x: usize, block: u32) -> Self {
+        Self { grid: [x as u32, 1, 1], block, shared_bytes: 0, overlaps: true }
+    }
+
+    pub fn grid_y(mut self, y: usize) -> Self {
+        self.grid[1] = y as u32;
+        self
+    }
+
+    pub fn grid_z(mut self, z: usize) -> Self {
+        self.grid[2] = z as u32;
+        self
+    }
+
+    pub fn shared(mut self, bytes: usize) -> Self {
+        self.shared_bytes = bytes as u32;
+        self
+    }
+
+    /// Starts only when everything before has ended.
+    pub fn alone(mut self) -> Self {
+        self.overlaps = false;
+        self
+    }
+}
+
+/// The device.
+#[derive(Debug)]
+pub(super) struct Driver {
+    ordinal: usize,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    modules: Vec<sys::CUmodule>,
+    kernels: HashMap<&'static str, sys::CUfunction>,
+    /// Streaming multiprocessors.
+    pub multiprocessors: usize,
+    pub capability: (i32, i32),
+    pub name: String,
+}
+
+// SAFETY: the handles are process-wide; every call binds the context to its thread first, and the driver locks inside.
+unsafe impl Send for Driver {}
+// SAFETY: as above; no call changes a field.
+unsafe impl Sync for Driver {}
+
+/// Kernels by name: file and every `extern "C"` kernel in it.
+const KERNELS: &[(&str, &[&str])] = &[
+    ("rows", &["gather_rows", "scatter_rows", "scatter_add_rows", "interpolate_rows"]),
+    ("norm", &["rms_norm", "add_rms_norm", "rms_norm_any", "layer_norm", "layer_norm_any"]),
+    ("activation", &["swiglu", "gelu", "add"]),
+    ("rope", &["rope_angles", "qkv_norm_rope_cache_write"]),
+    ("attention", &["paged_attention_any", "segment_attention_any"]),
+    ("argmax", &["argmax_rows"]),
+    ("sample", &["sample_rows"]),
+];
+
+impl Driver {
+    /// Opens device `ordinal`.
+    ///
+    /// # Errors
+    /// [`KernelError::NoDevice`] that says what is missing: driver, device, capability, cuBLASLt.
+    pub fn open(ordinal: usize) -> Result<Self, KernelError> {
+        let missing = |what: String| KernelError::NoDevice(what);
+        // SAFETY: loads the library by name, which runs its initialisers only.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(missing("libcuda.so is not installed: there is no NVIDIA driver".into()));
+        }
+        // SAFETY: as above.
+        if !unsafe { cudarc::cublaslt::sys::is_culib_present() } {
+            let what = "libcublasLt.so.13 is not on the library path; install CUDA 13's cuBLAS or set LD_LIBRARY_PATH";
+            return Err(missing(what.into()));
+        }
+        result::init().map_err(|error| missing(format!("the driver does not start: {error:?}")))?;
+        let mut version = 0;
+        // SAFETY: writes one integer.
+        unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(failed("cuDriverGetVersion"))?;
+        if version < OLDEST_DRIVER {
+            return Err(missing(format!(
+                "the driver knows CUDA {}.{}, 13.0 is needed",
+                version / 1000,
+                version % 1000 / 10
+            )));
+        }
+        let count = result::device::get_count().map_err(failed("cuDeviceGetCount"))?;
+        let index = i32::try_from(ordinal).ok().filter(|index| *index < count);
+        let index = index.ok_or_else(|| missing(format!("device {ordinal} of {count}")))?;
+        let device = result::device::get(index).map_err(failed("cuDeviceGet"))?;
+        let name = result::device::get_name(device).map_err(failed("cuDeviceGetName"))?;
+        use sys::CUdevice_attribute as Attribute;
+        // SAFETY: the device is valid.
+        let attribute =
+            |which| unsafe { result::device::get_attribute(device, which) }.map_err(failed("cuDeviceGetAttribute"));
+        let capability = (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
+        if capability < OLDEST_CAPABILITY {
+            let ((major, minor), (a, b)) = (capability, OLDEST_CAPABILITY);
+            return Err(missing(format!("{name} has compute capability {major}.{minor}, at least {a}.{b} is needed")));
+        }
+        let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        // SAFETY: the device is valid; `drop` releases what is retained here.
+        let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("cuDevicePrimaryCtxRetain"))?;
+        // SAFETY: the context was just retained.
+        unsafe { result::ctx::set_current(context) }.map_err(failed("cuCtxSetCurrent"))?;
+        let stream =
+            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("cuStreamCreate"))?;
+        let mut driver = Self {
+            ordinal,
+            device,
+            context,
+            stream,
+            modules: Vec::new(),
+            kernels: HashMap::new(),
+            multiprocessors,
+            capability,
+            name,
+        };
+        driver.load()?;
+        Ok(driver)
+    }
+
+    fn load(&mut self) -> Result<(), KernelError> {
+        for (stem, names) in KERNELS.iter().chain(super::attention::KERNELS).chain(super::linear::KERNELS) {
+            let image = FATBINS.iter().find(|(own, _)| own == stem);
+            let no_kernel = |name: &str| KernelError::Device { op: "load", what: format!("no kernel {stem}/{name}") };
+            let (_, image) = image.ok_or_else(|| no_kernel(""))?;
+            // SAFETY: the image is a whole fatbin that nvcc made.
+            let module =
+                unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(failed("cuModuleLoadData"))?;
+            self.modules.push(module);
+            for name in *names {
+                let text = CString::new(*name).map_err(|_| no_kernel(name))?;
+                // SAFETY: the module stays loaded as long as `self`.
+                let kernel = unsafe { result::module::get_function(module, text) }.map_err(|_| no_kernel(name))?;
+                self.kernels.insert(name, kernel);
+            }
+        }
+        Ok(())
+    }
+
+    /// Which device of the machine this is.
+    pub fn ordinal(&self) -> usize {
+        self.ordinal
+    }
+
+    /// The stream that everything runs on. The context is current on the calling thread afterwards.
+    pub fn stream(&self) -> Result<sys::CUstream, KernelError> {
+        self.bind()?;
+        Ok(self.stream)
+    }
+
+    /// Makes the context current on the calling thread.
+    pub fn bind(&self) -> Result<(), KernelError> {
+        // SAFETY: the context lives as long as `self`.
+        unsafe { result::ctx::set_current(self.context) }.map_err(failed("cuCtxSetCurrent"))
+    }
+
+    /// Launches `kernel`. An empty grid launches nothing.
+    ///
+    /// `arguments` must be those of the kernel's declaration, in number, order and size: the driver cannot check them, the
+    /// tests of each op do. Pointers must stay valid until the stream has passed this launch.
+    pub fn launch(&self, kernel: &'static str, shape: Launch, arguments: &[Argument]) -> Result<(), KernelError> {
+        if shape.grid.contains(&0) {
+            return Ok(());
+        }
+        if shape.grid[1] > 65_535 || shape.grid[2] > 65_535 {
+            return Err(KernelError::Shape { op: kernel, what: format!("a grid of {:?} blocks", shape.grid) });
+        }
+        let missing = || KernelError::Device { op: kernel, what: "the kernel is not loaded".into() };
+        let function = *self.kernels.get(kernel).ok_or_else(missing)?;
+        let mut pointers: Vec<*mut c_void> = arguments
+            .iter()
+            .map(|argument| match argument {
+                Argument::Pointer(value) | Argument::Size(value) => (value as *const u64).cast_mut().cast(),
+                Argument::Int(value) => (value as *const i32).cast_mut().cast(),
+                Argument::Float(value) => (value as *const f32).cast_mut().cast(),
+            })
+            .collect();
+        let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+        value.programmaticStreamSerializationAllowed = 1;
+        let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        let mut attribute = sys::CUlaunchAttribute_st { id, pad: [0; 4], value };
+        let config = sys::CUlaunchConfig_st {
+            gridDimX: shape.grid[0],
+            gridDimY: shape.grid[1],
+            gridDimZ: shape.grid[2],
+            blockDimX: shape.block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shape.shared_bytes,
+            hStream: self.stream()?,
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(shape.overlaps && self.capability >= (9, 0)),
+        };
+        // SAFETY: the function and the stream are of this context; arguments are as the caller promises, and the driver
+        // copies them before it returns.
+        unsafe { sys::cuLaunchKernelEx(&raw const config, function, pointers.as_mut_ptr(), std::ptr::null_mut()) }
+            .result()
+            .map_err(failed(kernel))
+    }
+
+    /// Lets blocks of `kernel` use up to `bytes` of dynamic shared memory.
+    pub fn allow_shared(&self, kernel: &'static str, bytes: u32) -> Result<(), KernelError> {
+        let Some(function) = self.kernels.get(kernel).filter(|_| bytes > PLAIN_SHARED_BYTES) else { return Ok(()) };
+        self.bind()?;
+        let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the function is of this context.
+        unsafe { result::function::set_function_attribute(*function, which, bytes as i32) }.map_err(failed(kernel))
+    }
+
+    /// Waits until the stream is empty.
+    pub fn synchronize(&self) -> Result<(), KernelError> {
+        let stream = self.stream()?;
+        // SAFETY: the stream lives as long as `self`.
+        unsafe { result::stream::synchronize(stream) }.map_err(failed("cuStreamSynchronize"))
+    }
+
+    /// Free and total bytes of the device.
+    pub fn memory(&self) -> Result<(usize, usize), KernelError> {
+        self.bind()?;
+        result::mem_get_info().map_err(failed("cuMemGetInfo"))
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if self.bind().is_err() {
+            return;
+        }
+        // SAFETY: nothing uses the handles after this; a failure leaves them to the end of the process.
+        unsafe {
+            let _ = result::stream::synchronize(self.stream);
+            for module in self.modules.drain(..) {
+                let _ = result::module::unload(module);
+            }
+            let _ = result::stream::destroy(self.stream);
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! The CUDA backend: our kernels and cuBLASLt on one device and one stream, in bf16.
+//!
+//! Owns the device and its memory. Ops are launched and not waited for; only copies to the host wait. `unsafe` stands in
+//! `driver`, `memory`, `pinned`, `linear` and `step`, and in the copies here.
+
+mod attention;
+mod driver;
+mod linear;
+mod memory;
+mod norm;
+mod pinned;
+mod rows;
+mod sample;
+mod staging;
+mod step;
+mod tensor;
+mod upload;
+
+use std::sync::Arc;
+
+use candle_core::DType;
+use half::bf16;
+
+pub use step::CudaLogits;
+pub use tensor::{CudaBatch, CudaFrequencies, CudaGeometry, CudaIndices, CudaKvCache, CudaTensor};
+
+use crate::angles;
+use crate::backend::{Backend, Draw, GeluKind, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
+use crate::error::KernelError;
+use crate::view::shape_error;
+use driver::{Argument, Driver, Launch};
+use linear::Linear;
+use memory::Memory;
+use step::Steps;
+use tensor::ELEMENT;
+use upload::Upload;
+
+/// One CUDA device.
+///
+/// Fields drop in order: what holds memory or work goes before the driver, which everyone shares.
+#[derive(Debug)]
+pub struct CudaBackend {
+    steps: Steps,
+    upload: Upload,
+    linear: Linear,
+    memory: Memory,
+    driver: Arc<Driver>,
+    graphs: bool,
+}
+
+impl CudaBackend {
+    /// Device `ordinal` for models in bf16. With `graphs`, decode steps are recorded and replayed.
+    ///
+    /// # Errors
+    /// [`KernelError::NoDevice`] if there is none that can be used; it says why.
+    pub fn new(ordinal: usize, graphs: bool) -> Result<Self, KernelError> {
+        let driver = Arc::new(Driver::open(ordinal)?);
+        let memory = Memory::new(driver.clone());
+        let linear = Linear::new(&driver, &memory)?;
+        Ok(Self { steps: Steps::default(), upload: Upload::default(), linear, memory, driver, graphs })
+    }
+
+    /// Calls of the device's allocator so far: constant in a steady state.
+    pub fn allocations(&self) -> u64 {
+        self.memory.allocations()
+    }
+
+    /// Free and total bytes of the device.
+    ///
+    /// # Errors
+    /// The driver fails.
+    pub fn device_memory(&self) -> Result<(usize, usize), KernelError> {
+        self.driver.memory()
+    }
+
+    /// What the device is: ordinal, name, compute capability.
+    pub fn description(&self) -> String {
+        let (major, minor) = self.driver.capability;
+        format!("cuda:{} {} {major}.{minor}", self.driver.ordinal(), self.driver.name)
+    }
+
+    /// Waits for everything launched so far: for measurements.
+    ///
+    /// # Errors
+    /// A launch failed.
+    pub fn synchronize(&self) -> Result<(), KernelError> {
+        self.driver.synchronize()
+    }
+
+    /// An activation of `shape`, contents undefined.
+    fn activation(&self, shape: &[usize]) -> Result<CudaTensor, KernelError> {
+        let bytes = shape.iter().product::<usize>() * ELEMENT;
+        Ok(CudaTensor::piece(self.memory.piece(bytes)?, shape))
+    }
+}
+
+fn unsupported<T>(op: &'static str) -> Result<T, KernelError> {
+    Err(KernelError::Unsupported { op, what: "mixtures of experts and latent attention run on the CPU only".into() })
+}
+
+impl Backend for CudaBackend {
+    type Tensor = CudaTensor;
+    type KvCache = CudaKvCache;
+    type Routing = ();
+    type Indices = CudaIndices;
+    type Batch = CudaBatch;
+    type Frequencies = CudaFrequencies;
+    type Geometry = CudaGeometry;
+    type Logits = CudaLogits;
+
+    fn dtype(&self) -> DType {
+        DType::BF16
+    }
+
+    fn weight(&self, host: &candle_core::Tensor) -> Result<CudaTensor, KernelError> {
+        self.take_weight(host)
+    }
+
+    fn weight_f32(&self, _host: &candle_core::Tensor) -> Result<CudaTensor, KernelError> {
+        unsupported("weight_f32")
+    }
+
+    fn upload(&self, values: &[f32], shape: &[usize]) -> Result<CudaTensor, KernelError> {
+        if values.len() != shape.iter().product::<usize>() {
+            return Err(shape_error("upload", format!("{} values for shape {shape:?}", values.len())));
+        }
+        let narrow: Vec<bf16> = values.iter().map(|value| bf16::from_f32(*value)).collect();
+        Ok(CudaTensor::piece(self.staged(&narrow)?, shape))
+    }
+
+    fn to_host(&self, x: &CudaTensor) -> Result<Vec<f32>, KernelError> {
+        self.read(x.address(), x.elements())
+    }
+
+    fn shape(&self, x: &CudaTensor) -> Vec<usize> {
+        x.shape().to_vec()
+    }
+
+    fn reshape(&self, x: &CudaTensor, shape: &[usize]) -> Result<CudaTensor, KernelError> {
+        x.reshaped(shape)
+    }
+
+    fn indices(&self, values: Vec<u32>) -> Result<CudaIndices, KernelError> {
+        Ok(CudaIndices::piece(self.staged(&values)?, values.len(), values.iter().copied().max()))
+    }
+
+    fn step<E: From<KernelError>>(
+        &self,
+        inputs: StepInputs,
+        forward: &mut dyn FnMut(&Staged<Self>) -> Result<CudaTensor, E>,
+    ) -> Result<CudaLogits, E> {
+        self.run_step(inputs, forward)
+    }
+
+    fn logits_to_host(&self, logits: &CudaLogits) -> Result<Vec<f32>, KernelError> {
+        let (_, width) = logits.logits.matrix("logits_to_host")?;
+        self.read(logits.logits.address(), logits.rows * width)
+    }
+
+    fn draw(&self, logits: &CudaLogits, draws: &[Draw]) -> Result<Option<Vec<Option<u32>>>, KernelError> {
+        self.draw_rows(logits, draws).map(Some)
+    }
+
+    fn frequencies(&self, inverse: &[f32], axes: &[u32]) -> Result<CudaFrequencies, KernelError> {
+        angles::check("frequencies", inverse, axes)?;
+        let words: Vec<u32> = inverse.iter().map(|value| value.to_bits()).chain(axes.iter().copied()).collect();
+        let memory = self.memory.allocate(4 * words.len())?;
+        self.write(&words, memory.pointer)?;
+        Ok(CudaFrequencies { memory, count: inverse.len() })
+    }
+
+    fn rope_table(
+        &self,
+        frequencies: &CudaFrequencies,
+        positions: &CudaIndices,
+    ) -> Result<RopeTable<CudaTensor>, KernelError> {
+        let op = "rope_table";
+        if !positions.count.is_multiple_of(3) {
+            return Err(shape_error(op, format!("{} positions are not rows of three", positions.count)));
+        }
+        let (tokens, half) = (positions.count / 3, frequencies.count);
+        let (cos, sin) = (self.activation(&[tokens, half])?, self.activation(&[tokens, half])?);
+        let arguments = [
+            positions.argument(),
+            Argument::Pointer(frequencies.memory.pointer),
+            Argument::Pointer(frequencies.memory.pointer + 4 * half as u64),
+            cos.argument(),
+            sin.argument(),
+            Argument::Int(half as i32),
+            Argument::Int((tokens * half) as i32),
+        ];
+        self.driver.launch("rope_angles", Launch::rows((tokens * half).div_ceil(128), 128), &arguments)?;
+        Ok(RopeTable { cos, sin })
+    }
+
+    fn kv_cache(
+        &self,
+        blocks: usize,
+        block_tokens: usize,
+        kv_heads: usize,
+        head_dim: usize,
+    ) -> Result<CudaKvCache, KernelError> {
+        let op = "kv_cache";
+        if block_tokens == 0 || kv_heads == 0 || head_dim == 0 {
+            return Err(shape_error(op, format!("pages of {block_tokens} tokens x {kv_heads} heads x {head_dim}")));
+        }
+        let sizes = [blocks, block_tokens, kv_heads, head_dim, ELEMENT];
+        let bytes = sizes.iter().try_fold(1usize, |product, size| product.checked_mul(*size));
+        let bytes = bytes.ok_or_else(|| shape_error(op, format!("{blocks} blocks overflow")))?;
+        let (keys, values) = (self.memory.allocate(bytes)?, self.memory.allocate(bytes)?);
+        self.zero(keys.pointer, bytes)?;
+        self.zero(values.pointer, bytes)?;
+        Ok(CudaKvCache { keys, values, blocks, block_tokens, kv_heads, head_dim })
+    }
+
+    fn embed(&self, table: &CudaTensor, ids: &CudaIndices) -> Result<CudaTensor, KernelError> {
+        self.gather("embed", table, ids)
+    }
+
+    fn gather_rows(&self, x: &CudaTensor, rows: &CudaIndices) -> Result<CudaTensor, KernelError> {
+        self.gather("gather_rows", x, rows)
+    }
+
+    fn scatter_rows(&self, x: &CudaTensor, rows: &CudaIndices, values: &CudaTensor) -> Result<CudaTensor, KernelError> {
+        self.scatter("scatter_rows", x, rows, values)
+    }
+
+    fn scatter_add_rows(
+        &self,
+        x: &CudaTensor,
+        rows: &CudaIndices,
+        values: &CudaTensor,
+    ) -> Result<CudaTensor, KernelError> {
+        self.scatter("scatter_add_rows", x, rows, values)
+    }
+
+    fn concat_rows(&self, parts: &[CudaTensor]) -> Result<CudaTensor, KernelError> {
+        self.concat(parts)
+    }
+
+    fn linear(&self, x: &CudaTensor, w: &CudaTensor, bias: Option<&CudaTensor>) -> Result<CudaTensor, KernelError> {
+        let op = "linear";
+        let ((rows, inputs), (outputs, depth)) = (x.matrix(op)?, w.matrix(op)?);
+        if inputs != depth || inputs == 0 {
+            return Err(shape_error(op, format!("rows of {inputs} with weights for {depth}")));
+        }
+        if let Some(bias) = bias {
+            bias.expect(op, "bias", &[outputs])?;
+        }
+        let out = self.activation(&[rows, outputs])?;
+        if rows > 0 && outputs > 0 {
+            self.linear.run(x, w, bias, &out, [rows, inputs, outputs])?;
+        }
+        Ok(out)
+    }
+
+    fn add(&self, a: &CudaTensor, b: &CudaTensor) -> Result<CudaTensor, KernelError> {
+        self.sum(a, b)
+    }
+
+    fn rms_norm(&self, x: &CudaTensor, w: &CudaTensor, eps: f32) -> Result<CudaTensor, KernelError> {
+        self.rms(x, w, eps)
+    }
+
+    fn add_rms_norm(
+        &self,
+        residual: &CudaTensor,
+        x: &CudaTensor,
+        w: &CudaTensor,
+        eps: f32,
+    ) -> Result<(CudaTensor, CudaTensor), KernelError> {
+        self.add_rms(residual, x, w, eps)
+    }
+
+    fn layer_norm(&self, x: &CudaTensor, w: &CudaTensor, b: &CudaTensor, eps: f32) -> Result<CudaTensor, KernelError> {
+        self.layer(x, w, b, eps)
+    }
+
+    fn swiglu(&self, gate_up: &CudaTensor) -> Result<CudaTensor, KernelError> {
+        self.swiglu_rows(gate_up)
+    }
+
+    fn gelu(&self, x: &CudaTensor, kind: GeluKind) -> Result<CudaTensor, KernelError> {
+        self.gelu_all(x, kind)
+    }
+
+    fn qkv_norm_rope_cache_write(
+        &self,
+        qkv: &CudaTensor,
+        q_norm: &CudaTensor,
+        k_norm: &CudaTensor,
+        eps: f32,
+        rope: &RopeTable<CudaTensor>,
+        batch: &CudaBatch,
+        cache: &mut CudaKvCache,
+    ) -> Result<CudaTensor, KernelError> {
+        self.norm_rope_write(qkv, [q_norm, k_norm], eps, rope, batch, cache)
+    }
+
+    fn paged_attention(
+        &self,
+        q: &CudaTensor,
+        batch: &CudaBatch,
+        cache: &CudaKvCache,
+        scale: f32,
+    ) -> Result<CudaTensor, KernelError> {
+        self.attend(q, batch, cache, scale)
+    }
+
+    fn geometry(&self, cos: Vec<f32>, sin: Vec<f32>, segments: Segments) -> Result<CudaGeometry, KernelError> {
+        let start = segments.start;
+        let spans = start.first() == Some(&0) && start.windows(2).all(|pair| pair[0] <= pair[1]);
+        if !spans || cos.len() != sin.len() {
+            let what = format!("segment starts {start:?} with {} cos and {} sin", cos.len(), sin.len());
+            return Err(shape_error("segment_attention", what));
+        }
+        let (angles, first) = (cos.len(), self.staged(&start)?);
+        Ok(CudaGeometry { cos: self.staged(&cos)?, sin: self.staged(&sin)?, start: first, angles, segments: start })
+    }
+
+    fn segment_attention(
+        &self,
+        qkv: &CudaTensor,
+        heads: usize,
+        geometry: &CudaGeometry,
+        scale: f32,
+    ) -> Result<CudaTensor, KernelError> {
+        self.attend_segments(qkv, heads, geometry, scale)
+    }
+
+    fn interpolate_rows(
+        &self,
+        table: &CudaTensor,
+        index: &[[u32; 4]],
+        weights: &[[f32; 4]],
+    ) -> Result<CudaTensor, KernelError> {
+        self.interpolate(table, index, weights)
+    }
+
+    fn router_softmax(&self, _: &CudaTensor, _: &CudaTensor, _: usize, _: bool) -> Result<(), KernelError> {
+        unsupported("router_softmax")
+    }
+
+    fn router_sigmoid(
+        &self,
+        _: &CudaTensor,
+        _: &CudaTensor,
+        _: &CudaTensor,
+        _: SigmoidChoice,
+    ) -> Result<(), KernelError> {
+        unsupported("router_sigmoid")
+    }
+
+    fn routing_to_host(&self, (): &()) -> Result<(Vec<u32>, Vec<f32>), KernelError> {
+        unsupported("routing_to_host")
+    }
+
+    fn moe_experts(&self, _: &CudaTensor, _: &CudaTensor, _: &CudaTensor, (): &()) -> Result<CudaTensor, KernelError> {
+        unsupported("moe_experts")
+    }
+
+    fn mla_cache(&self, _: usize, _: usize, _: usize, _: usize) -> Result<CudaKvCache, KernelError> {
+        unsupported("mla_cache")
+    }
+
+    fn mla_norm_rope_cache_write(
+        &self,
+        _: &CudaTensor,
+        _: &CudaTensor,
+        _: &CudaTensor,
+        _: f32,
+        _: usize,
+        _: &RopeTable<CudaTensor>,
+        _: &CudaBatch,
+        _: &mut CudaKvCache,
+    ) -> Result<CudaTensor, KernelError> {
+        unsupported("mla_norm_rope_cache_write")
+    }
+
+    fn mla_attention(
+        &self,
+        _: &CudaTensor,
+        _: &CudaTensor,
+        _: usize,
+        _: &CudaBatch,
+        _: &CudaKvCache,
+        _: f32,
+    ) -> Result<CudaTensor, KernelError> {
+        unsupported("mla_attention")
+    }
+}

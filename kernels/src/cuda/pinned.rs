@@ -1,0 +1,80 @@
+//! Page-locked host memory: what the device copies from and to without a detour.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use cudarc::driver::{result, sys};
+
+use super::driver::{Driver, failed};
+use crate::error::KernelError;
+
+/// A page-locked buffer and the event behind the last copy that used it.
+#[derive(Debug)]
+pub(super) struct Pinned {
+    driver: Arc<Driver>,
+    pointer: *mut c_void,
+    bytes: usize,
+    event: sys::CUevent,
+}
+
+// SAFETY: the buffer belongs to this value alone.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    pub fn new(driver: &Arc<Driver>, bytes: usize) -> Result<Self, KernelError> {
+        driver.bind()?;
+        let bytes = bytes.max(1);
+        // SAFETY: `drop` frees what is allocated here.
+        let pointer = unsafe { result::malloc_host(bytes, 0) }.map_err(failed("cuMemHostAlloc"))?;
+        let event =
+            result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(failed("cuEventCreate"))?;
+        Ok(Self { driver: driver.clone(), pointer, bytes, event })
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The buffer as bytes, once the last copy that used it is done.
+    pub fn open(&mut self) -> Result<&mut [u8], KernelError> {
+        self.driver.bind()?;
+        // SAFETY: the event is valid; one that was never recorded counts as done.
+        unsafe { result::event::synchronize(self.event) }.map_err(failed("cuEventSynchronize"))?;
+        // SAFETY: the allocation has this size, and no copy uses it any more.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.pointer.cast(), self.bytes) })
+    }
+
+    /// Starts a copy of the first `bytes` to `device`.
+    pub fn to_device(&mut self, device: u64, bytes: usize) -> Result<(), KernelError> {
+        let stream = self.driver.stream()?;
+        // SAFETY: both ends hold `bytes`; the buffer is not opened before the event has passed.
+        unsafe {
+            let source = std::slice::from_raw_parts(self.pointer.cast::<u8>(), bytes.min(self.bytes));
+            result::memcpy_htod_async(device, source, stream).map_err(failed("cuMemcpyHtoDAsync"))?;
+            result::event::record(self.event, stream).map_err(failed("cuEventRecord"))
+        }
+    }
+
+    /// Starts a copy of `bytes` from `device`; [`Self::open`] waits for it.
+    pub fn from_device(&mut self, device: u64, bytes: usize) -> Result<(), KernelError> {
+        let stream = self.driver.stream()?;
+        // SAFETY: as in `to_device`.
+        unsafe {
+            let target = std::slice::from_raw_parts_mut(self.pointer.cast::<u8>(), bytes.min(self.bytes));
+            result::memcpy_dtoh_async(target, device, stream).map_err(failed("cuMemcpyDtoHAsync"))?;
+            result::event::record(self.event, stream).map_err(failed("cuEventRecord"))
+        }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if self.open().is_ok() {
+            // SAFETY: no copy uses the buffer; both handles are freed once.
+            unsafe {
+                let _ = result::free_host(self.pointer);
+                let _ = result::event::destroy(self.event);
+            }
+        }
+    }
+}

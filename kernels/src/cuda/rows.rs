@@ -1,0 +1,99 @@
+//! Launches of `rows.cu` and `argmax.cu`: gather, scatter, concatenation, interpolation, greedy draws.
+
+use super::CudaBackend;
+use super::driver::{Argument, Launch};
+use super::tensor::{CudaIndices, CudaTensor, ELEMENT};
+use crate::error::KernelError;
+use crate::view::{check_indices, shape_error};
+
+const THREADS: u32 = 128;
+
+impl CudaBackend {
+    pub(super) fn gather(
+        &self,
+        op: &'static str,
+        table: &CudaTensor,
+        rows: &CudaIndices,
+    ) -> Result<CudaTensor, KernelError> {
+        let (count, width) = table.matrix(op)?;
+        rows.check(op, count)?;
+        let out = self.activation(&[rows.count, width])?;
+        let arguments = [table.argument(), rows.argument(), out.argument(), Argument::Int(width as i32)];
+        self.driver.launch("gather_rows", Launch::rows(rows.count, THREADS), &arguments)?;
+        Ok(out)
+    }
+
+    /// A copy of `x`, changed by `kernel` at `rows`.
+    pub(super) fn scatter(
+        &self,
+        kernel: &'static str,
+        x: &CudaTensor,
+        rows: &CudaIndices,
+        values: &CudaTensor,
+    ) -> Result<CudaTensor, KernelError> {
+        let (count, width) = x.matrix(kernel)?;
+        values.expect(kernel, "values", &[rows.count, width])?;
+        rows.check(kernel, count)?;
+        let out = self.activation(x.shape())?;
+        self.copy(x.address(), out.address(), x.elements() * ELEMENT)?;
+        let (width, number) = (Argument::Int(width as i32), Argument::Int(rows.count as i32));
+        let arguments = [out.argument(), rows.argument(), values.argument(), width, number];
+        self.driver.launch(kernel, Launch::rows(rows.count, THREADS).alone(), &arguments)?;
+        Ok(out)
+    }
+
+    pub(super) fn concat(&self, parts: &[CudaTensor]) -> Result<CudaTensor, KernelError> {
+        let op = "concat_rows";
+        let first = parts.first().ok_or_else(|| shape_error(op, "nothing to concatenate"))?;
+        let (_, width) = first.matrix(op)?;
+        let mut rows = 0;
+        for part in parts {
+            let (count, own) = part.matrix(op)?;
+            if own != width {
+                return Err(shape_error(op, format!("rows of {own} below rows of {width}")));
+            }
+            rows += count;
+        }
+        let out = self.activation(&[rows, width])?;
+        let mut to = out.address();
+        for part in parts {
+            let bytes = part.elements() * ELEMENT;
+            self.copy(part.address(), to, bytes)?;
+            to += bytes as u64;
+        }
+        Ok(out)
+    }
+
+    pub(super) fn interpolate(
+        &self,
+        table: &CudaTensor,
+        index: &[[u32; 4]],
+        weights: &[[f32; 4]],
+    ) -> Result<CudaTensor, KernelError> {
+        let op = "interpolate_rows";
+        let (count, width) = table.matrix(op)?;
+        if index.len() != weights.len() {
+            return Err(shape_error(op, format!("{} rows of indices, {} of weights", index.len(), weights.len())));
+        }
+        check_indices(op, index.as_flattened(), count)?;
+        let taps = self.staged(index.as_flattened())?;
+        let weights = self.staged(weights.as_flattened())?;
+        let out = self.activation(&[index.len(), width])?;
+        let arguments = [
+            table.argument(),
+            Argument::Pointer(taps.pointer),
+            Argument::Pointer(weights.pointer),
+            out.argument(),
+            Argument::Int(width as i32),
+        ];
+        self.driver.launch(op, Launch::rows(index.len(), THREADS).alone(), &arguments)?;
+        Ok(out)
+    }
+
+    /// Launches the greedy draw of every row of `logits` into `winners`, u32 each.
+    pub(super) fn argmax(&self, logits: &CudaTensor, winners: u64) -> Result<(), KernelError> {
+        let (rows, width) = logits.matrix("winners")?;
+        let arguments = [logits.argument(), Argument::Pointer(winners), Argument::Int(width as i32)];
+        self.driver.launch("argmax_rows", Launch::rows(rows, 1024), &arguments)
+    }
+}

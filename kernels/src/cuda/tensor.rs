@@ -1,0 +1,179 @@
+//! Tensors, index lists, staged batches and block pools in device memory.
+
+use std::sync::Arc;
+
+use super::driver::Argument;
+use super::memory::{Owned, Piece};
+use crate::error::KernelError;
+use crate::view::shape_error;
+
+/// Bytes of one bf16.
+pub(super) const ELEMENT: usize = 2;
+
+/// What keeps a tensor's memory.
+#[derive(Debug, Clone)]
+enum Storage {
+    /// An allocation of its own, held only to be freed last.
+    Owned(#[allow(dead_code)] Arc<Owned>),
+    /// A piece of a slab, held only to be given back last.
+    Piece(#[allow(dead_code)] Arc<Piece>),
+    /// Memory that something longer-lived keeps.
+    Borrowed,
+}
+
+/// A contiguous bf16 tensor; cloning shares storage.
+#[derive(Debug, Clone)]
+pub struct CudaTensor {
+    storage: Storage,
+    pointer: u64,
+    shape: Vec<usize>,
+}
+
+impl CudaTensor {
+    pub(super) fn owned(memory: Owned, shape: &[usize]) -> Self {
+        Self { pointer: memory.pointer, storage: Storage::Owned(Arc::new(memory)), shape: shape.to_vec() }
+    }
+
+    pub(super) fn piece(piece: Piece, shape: &[usize]) -> Self {
+        Self { pointer: piece.pointer, storage: Storage::Piece(Arc::new(piece)), shape: shape.to_vec() }
+    }
+
+    /// The same memory without a share in it.
+    pub(super) fn borrowed(&self) -> Self {
+        Self { storage: Storage::Borrowed, pointer: self.pointer, shape: self.shape.clone() }
+    }
+
+    pub(super) fn reshaped(&self, shape: &[usize]) -> Result<Self, KernelError> {
+        if self.elements() != shape.iter().product::<usize>() {
+            return Err(shape_error("reshape", format!("{:?} to {shape:?}", self.shape)));
+        }
+        Ok(Self { shape: shape.to_vec(), ..self.clone() })
+    }
+
+    pub(super) fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    pub(super) fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    pub(super) fn address(&self) -> u64 {
+        self.pointer
+    }
+
+    pub(super) fn argument(&self) -> Argument {
+        Argument::Pointer(self.pointer)
+    }
+
+    /// Rows and row length.
+    pub(super) fn matrix(&self, op: &'static str) -> Result<(usize, usize), KernelError> {
+        match self.shape[..] {
+            [rows, columns] => Ok((rows, columns)),
+            _ => Err(shape_error(op, format!("expected a matrix, got {:?}", self.shape))),
+        }
+    }
+
+    /// Rows, and the length of the last dimension.
+    pub(super) fn rows(&self, op: &'static str) -> Result<(usize, usize), KernelError> {
+        match self.shape.split_last() {
+            Some((&width, _)) if width > 0 => Ok((self.elements() / width, width)),
+            _ => Err(shape_error(op, format!("rows of nothing: {:?}", self.shape))),
+        }
+    }
+
+    pub(super) fn expect(&self, op: &'static str, name: &str, shape: &[usize]) -> Result<(), KernelError> {
+        if self.shape == shape {
+            return Ok(());
+        }
+        Err(shape_error(op, format!("{name} has shape {:?}, expected {shape:?}", self.shape)))
+    }
+}
+
+/// A list of u32 on the device and what the host still knows of it.
+#[derive(Debug, Clone)]
+pub struct CudaIndices {
+    #[allow(dead_code)] // Held only to be given back last.
+    storage: Storage,
+    pub(super) pointer: u64,
+    pub(super) count: usize,
+    /// Largest entry.
+    pub(super) largest: Option<u32>,
+}
+
+impl CudaIndices {
+    pub(super) fn piece(piece: Piece, count: usize, largest: Option<u32>) -> Self {
+        Self { pointer: piece.pointer, storage: Storage::Piece(Arc::new(piece)), count, largest }
+    }
+
+    pub(super) fn borrowed(pointer: u64, count: usize, largest: Option<u32>) -> Self {
+        Self { storage: Storage::Borrowed, pointer, count, largest }
+    }
+
+    pub(super) fn argument(&self) -> Argument {
+        Argument::Pointer(self.pointer)
+    }
+
+    /// Errors unless all entries are below `limit`.
+    pub(super) fn check(&self, op: &'static str, limit: usize) -> Result<(), KernelError> {
+        match self.largest {
+            Some(largest) if largest as usize >= limit => {
+                Err(KernelError::Index { op, index: u64::from(largest), limit: limit as u64 })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A ragged batch on the device: every pointer is into one staging buffer.
+#[derive(Debug, Clone)]
+pub struct CudaBatch {
+    /// Query rows.
+    pub(super) rows: usize,
+    pub(super) sequences: usize,
+    /// Entries of one row of the block table.
+    pub(super) stride: usize,
+    /// Tokens of one block.
+    pub(super) block_tokens: usize,
+    /// Most query rows of one sequence.
+    pub(super) longest: usize,
+    /// An upper bound on the tokens of each sequence; holds for every replay too.
+    pub(super) most_context: usize,
+    /// Largest block number used.
+    pub(super) largest_block: Option<u32>,
+    /// Page row of each query row, -1 for a padded one: i32 `[rows]`.
+    pub(super) slots: u64,
+    pub(super) query_start: u64,
+    pub(super) context: u64,
+    pub(super) table: u64,
+}
+
+/// Frequencies of a rotation: f32 and axes.
+#[derive(Debug)]
+pub struct CudaFrequencies {
+    pub(super) memory: Owned,
+    pub(super) count: usize,
+}
+
+/// Angles (f32) and segments of a vision tower's run.
+#[derive(Debug)]
+pub struct CudaGeometry {
+    pub(super) cos: Piece,
+    pub(super) sin: Piece,
+    pub(super) start: Piece,
+    /// Angles in each of the two tables.
+    pub(super) angles: usize,
+    /// Prefix sums, on the host.
+    pub(super) segments: Vec<u32>,
+}
+
+/// Keys and values of one layer, `[blocks, block_tokens, kv_heads, head_dim]` each.
+#[derive(Debug)]
+pub struct CudaKvCache {
+    pub(super) keys: Owned,
+    pub(super) values: Owned,
+    pub(super) blocks: usize,
+    pub(super) block_tokens: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
+}

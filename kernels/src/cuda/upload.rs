@@ -1,0 +1,116 @@
+//! Copies between host and device: weights through two page-locked buffers, small inputs straight, results back.
+
+use std::sync::{Mutex, PoisonError};
+
+use cudarc::driver::result;
+use half::bf16;
+
+use super::CudaBackend;
+use super::driver::failed;
+use super::memory::Piece;
+use super::pinned::Pinned;
+use super::tensor::{CudaTensor, ELEMENT};
+use crate::error::KernelError;
+
+/// Bytes of each of the two buffers that weights pass through.
+const CHUNK_BYTES: usize = 16 << 20;
+
+/// Page-locked buffers: two for weights, so that one is filled while the other is copied, and one for results.
+#[derive(Debug, Default)]
+pub(super) struct Upload {
+    buffers: Mutex<Vec<Pinned>>,
+    results: Mutex<Option<Pinned>>,
+}
+
+/// Plain values whose bytes may be copied.
+pub(super) trait Plain: Copy {}
+impl Plain for u8 {}
+impl Plain for u32 {}
+impl Plain for f32 {}
+impl Plain for bf16 {}
+// No padding: five fields that fill their 24 bytes.
+impl Plain for crate::backend::Draw {}
+
+fn bytes<T: Plain>(values: &[T]) -> &[u8] {
+    // SAFETY: `Plain` types have no padding, and any bytes may be read as u8.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+impl CudaBackend {
+    /// A weight in bf16, in an allocation of its own.
+    pub(super) fn take_weight(&self, host: &candle_core::Tensor) -> Result<CudaTensor, KernelError> {
+        let host = host.to_device(&candle_core::Device::Cpu)?.to_dtype(candle_core::DType::BF16)?.contiguous()?;
+        let view = crate::view::View::<bf16>::new("weight", &host)?;
+        let source = bytes(view.data()?);
+        let memory = self.memory.allocate(source.len())?;
+        let mut buffers = self.upload.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        while buffers.len() < 2 {
+            buffers.push(Pinned::new(&self.driver, CHUNK_BYTES)?);
+        }
+        for (n, chunk) in source.chunks(CHUNK_BYTES).enumerate() {
+            let buffer = &mut buffers[n % 2];
+            buffer.open()?[..chunk.len()].copy_from_slice(chunk);
+            buffer.to_device(memory.pointer + (n * CHUNK_BYTES) as u64, chunk.len())?;
+        }
+        Ok(CudaTensor::owned(memory, host.dims()))
+    }
+
+    /// Starts a copy of `values` to `device`; the values may go once this returns.
+    pub(super) fn write<T: Plain>(&self, values: &[T], device: u64) -> Result<(), KernelError> {
+        if values.is_empty() {
+            return Ok(());
+        }
+        let stream = self.driver.stream()?;
+        // SAFETY: the target holds as many bytes. The source is pageable, so the driver has copied it when it returns.
+        unsafe { result::memcpy_htod_async(device, bytes(values), stream) }.map_err(failed("cuMemcpyHtoDAsync"))
+    }
+
+    /// `values` in a piece of the activations' memory.
+    pub(super) fn staged<T: Plain>(&self, values: &[T]) -> Result<Piece, KernelError> {
+        let piece = self.memory.piece(size_of_val(values))?;
+        self.write(values, piece.pointer)?;
+        Ok(piece)
+    }
+
+    /// Starts a copy of `bytes` on the device.
+    pub(super) fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), KernelError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let stream = self.driver.stream()?;
+        // SAFETY: both ends hold `bytes`; callers pass whole tensors.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, stream) }.map_err(failed("cuMemcpyDtoDAsync"))
+    }
+
+    pub(super) fn zero(&self, device: u64, bytes: usize) -> Result<(), KernelError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let stream = self.driver.stream()?;
+        // SAFETY: the target holds `bytes`.
+        unsafe { result::memset_d8_async(device, 0, bytes, stream) }.map_err(failed("cuMemsetD8Async"))
+    }
+
+    /// Waits, then hands `bytes` at `device` to `take`.
+    fn fetch<R>(&self, device: u64, bytes: usize, take: impl Fn(&[u8]) -> R) -> Result<R, KernelError> {
+        let mut results = self.upload.results.lock().unwrap_or_else(PoisonError::into_inner);
+        if results.as_ref().is_none_or(|buffer| buffer.bytes() < bytes) {
+            *results = Some(Pinned::new(&self.driver, bytes.next_power_of_two().max(4096))?);
+        }
+        let Some(buffer) = results.as_mut().filter(|_| bytes > 0) else { return Ok(take(&[])) };
+        buffer.from_device(device, bytes)?;
+        Ok(take(&buffer.open()?[..bytes]))
+    }
+
+    /// `count` bf16 at `device` as f32.
+    pub(super) fn read(&self, device: u64, count: usize) -> Result<Vec<f32>, KernelError> {
+        let widen = |pair: &[u8; 2]| bf16::from_ne_bytes(*pair).to_f32();
+        self.fetch(device, count * ELEMENT, |bytes| bytes.as_chunks().0.iter().map(widen).collect())
+    }
+
+    /// `count` u32 at `device`.
+    pub(super) fn read_words(&self, device: u64, count: usize) -> Result<Vec<u32>, KernelError> {
+        let word = |bytes: &[u8; 4]| u32::from_ne_bytes(*bytes);
+        self.fetch(device, count * 4, |bytes| bytes.as_chunks().0.iter().map(word).collect())
+    }
+}
