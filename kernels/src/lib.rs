@@ -33,6 +33,6 @@ pub use backend::{Backend, GeluKind, Ragged, RopeTable, Segments, SigmoidChoice}
 pub use cpu::CpuBackend;
 pub use error::KernelError;
 pub use kv_cache::CpuKvCache;
-pub use mapped::MappedFile;
+pub use mapped::{MappedFile, mapped_tensor};
 pub use router::CpuRouting;
 pub use simd::Isa;
