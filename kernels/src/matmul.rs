@@ -9,6 +9,8 @@
 mod pack;
 mod tile;
 
+use std::mem::MaybeUninit;
+
 use crate::element::Element;
 use crate::host::Host;
 use crate::simd::{self, Vectors};
@@ -25,47 +27,43 @@ const PARALLEL_WORK: usize = 1 << 16;
 /// Tasks for each thread, so that one slowed down by others on the machine does not hold up the rest.
 const TASKS_PER_THREAD: usize = 4;
 
-/// out = round(x W^T + bias).
-pub(crate) struct Product<'a, E, O> {
-    /// Input, `depth` elements to a row.
+/// round(x W^T + bias).
+pub(crate) struct Product<'a, E> {
+    /// Input, `rows` rows of `depth` elements.
     pub(crate) x: &'a [E],
-    /// Weight, `depth` elements to a row, one row for each output column.
+    /// Weight, `columns` rows of `depth` elements.
     pub(crate) w: &'a [E],
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
     pub(crate) depth: usize,
     /// Added in f32 before the one rounding.
     pub(crate) bias: Option<&'a [E]>,
-    /// Rows x columns, row-major.
-    pub(crate) out: &'a mut [O],
 }
 
-/// Computes `product` on all threads.
-pub(crate) fn matmul<E: Vectors, O: Element>(host: &Host, product: Product<'_, E, O>) {
-    let Product { x, w, depth, bias, out } = product;
-    if out.is_empty() {
-        return;
+/// Computes `product` on all threads: rows x columns, row-major.
+pub(crate) fn matmul<E: Vectors, O: Element>(host: &Host, product: Product<'_, E>) -> Vec<O> {
+    let Product { x, w, rows, columns, depth, bias } = product;
+    assert!(x.len() == rows * depth && w.len() == columns * depth && bias.is_none_or(|bias| bias.len() == columns));
+    if rows == 0 || columns == 0 {
+        return Vec::new();
     }
     if depth == 0 {
-        let columns = bias.map_or(out.len(), <[E]>::len);
-        for row in out.chunks_mut(columns) {
-            for (i, out) in row.iter_mut().enumerate() {
-                *out = O::narrow(bias.map_or(0.0, |bias| bias[i].widen()));
-            }
-        }
-        return;
+        return (0..rows * columns).map(|i| O::narrow(bias.map_or(0.0, |bias| bias[i % columns].widen()))).collect();
     }
-    let (rows, columns) = (x.len() / depth, w.len() / depth);
-    assert!(out.len() == rows * columns && bias.is_none_or(|bias| bias.len() == columns));
     let threads = if rows * columns * depth < PARALLEL_WORK { 1 } else { host.threads.count() };
     let x = PackedRows::new(host, threads, x, depth);
     let split = Split::new::<E>(threads, x.groups(), columns, depth);
-    let out = SharedMut(out.as_mut_ptr());
+    // Not zeroed first: that would be one thread's work, and touch the memory twice.
+    let mut out = Vec::<O>::with_capacity(rows * columns);
+    let target = SharedMut(out.as_mut_ptr().cast::<MaybeUninit<O>>());
     host.threads.run(split.tasks(), &|index| {
         let (groups, columns_here) = split.task(index, x.groups(), columns);
-        simd::run(
-            host.isa,
-            Task { x: &x, w, depth, columns, bias, out: &out, groups, from: columns_here.start, to: columns_here.end },
-        );
+        let (from, to) = (columns_here.start, columns_here.end);
+        simd::run(host.isa, Task { x: &x, w, depth, columns, bias, out: &target, groups, from, to });
     });
+    // SAFETY: there is room for this many, and the tasks, which cover every output, wrote them all.
+    unsafe { out.set_len(rows * columns) };
+    out
 }
 
 /// How a product is cut into tasks: row groups by columns.

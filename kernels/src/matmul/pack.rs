@@ -34,7 +34,7 @@ impl PackedRows {
         let step = LANES * E::PER_WORD;
         let (rows, steps) = (x.len() / depth, depth.div_ceil(step));
         let group = group_rows(host.isa);
-        let mut lines = vec![Line::ZERO; rows * steps];
+        let mut lines = Vec::<Line>::with_capacity(rows * steps);
         let target = SharedMut(lines.as_mut_ptr());
         let pack = |index: usize| {
             let from = index * group;
@@ -45,8 +45,11 @@ impl PackedRows {
                     // SAFETY: a group's lines are written by the one task that has the group; `line` is below `rows * steps`;
                     // a chunk of at most `step` elements fits one line.
                     unsafe {
-                        let line = target.get().add(line).cast::<E>();
-                        std::ptr::copy_nonoverlapping(elements.as_ptr(), line, elements.len());
+                        let line = target.get().add(line);
+                        if elements.len() < step {
+                            line.write(Line::ZERO);
+                        }
+                        std::ptr::copy_nonoverlapping(elements.as_ptr(), line.cast::<E>(), elements.len());
                     }
                 }
             }
@@ -57,6 +60,8 @@ impl PackedRows {
         } else {
             host.threads.run(groups, &pack);
         }
+        // SAFETY: there is room for this many, and every line of every row was written.
+        unsafe { lines.set_len(rows * steps) };
         Self { lines, rows, group, steps }
     }
 

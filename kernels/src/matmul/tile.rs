@@ -3,6 +3,7 @@
 //! Where there are several row groups the depth is cut too, so that a group's rows and a tile's weights stay in the first-level
 //! cache; between the cuts the sixteen lanes of every sum wait in memory, unrounded.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::pack::{Line, PackedRows};
@@ -10,7 +11,7 @@ use crate::element::Element;
 use crate::simd::{Kernel, LANES, Lanes, Vectors, prefetch};
 use crate::threads::SharedMut;
 
-/// Columns of a tile; at the right edge tiles are one column wide.
+/// Columns of a tile, or of two where registers are few; at the right edge tiles are one column wide.
 pub(super) const COLUMNS: usize = 4;
 
 /// Steps of one cut of the depth: 2 KiB of each row.
@@ -26,7 +27,7 @@ pub(super) struct Task<'a, E, O> {
     pub(super) depth: usize,
     pub(super) columns: usize,
     pub(super) bias: Option<&'a [E]>,
-    pub(super) out: &'a SharedMut<O>,
+    pub(super) out: &'a SharedMut<MaybeUninit<O>>,
     pub(super) groups: Range<usize>,
     pub(super) from: usize,
     pub(super) to: usize,
@@ -62,10 +63,14 @@ impl<E: Vectors, O: Element> Kernel<E> for Task<'_, E, O> {
                 match self.bias {
                     Some(bias) => {
                         for ((out, total), bias) in out.iter_mut().zip(totals).zip(&bias[self.from..self.to]) {
-                            *out = O::narrow(total + bias.widen());
+                            out.write(O::narrow(total + bias.widen()));
                         }
                     }
-                    None => out.iter_mut().zip(totals).for_each(|(out, &total)| *out = O::narrow(total)),
+                    None => {
+                        for (out, &total) in out.iter_mut().zip(totals) {
+                            out.write(O::narrow(total));
+                        }
+                    }
                 }
             }
         }
@@ -106,9 +111,13 @@ impl<E: Vectors, O: Element> Task<'_, E, O> {
             let mut column = 0;
             // SAFETY: same contract; columns stay below `width`.
             unsafe {
-                while column + COLUMNS <= work.width {
+                while column + COLUMNS <= work.width && (L::WIDE || M == 1) {
                     self.tile::<L, M, COLUMNS>(x, cut, column, work);
                     column += COLUMNS;
+                }
+                while column + 2 <= work.width && !L::WIDE && M > 1 {
+                    self.tile::<L, M, 2>(x, cut, column, work);
+                    column += 2;
                 }
                 while column < work.width {
                     self.tile::<L, M, 1>(x, cut, column, work);

@@ -66,7 +66,7 @@ pub(crate) trait Lanes: Copy {
     type Words: Copy;
     /// Sixteen f32 sums.
     type Sums: Copy;
-    /// Whether there are registers for tiles of 24 sums (products: 6 rows x 4 columns), else of 8 (2 x 4).
+    /// Whether there are registers for tiles of 24 sums (products: 6 rows x 4 columns), else of 4.
     const WIDE: bool;
 
     /// All zero.
