@@ -134,6 +134,9 @@ pub trait Backend: Send + Sync + Sized {
     /// Element type of activations and weights.
     fn dtype(&self) -> candle_core::DType;
 
+    /// Bytes free on a device that has memory of its own.
+    fn free_bytes(&self) -> Result<Option<u64>, KernelError>;
+
     /// Takes a weight (from memory-mapped safetensors) onto the device in [`Self::dtype`].
     fn weight(&self, host: &candle_core::Tensor) -> Result<Self::Tensor, KernelError>;
     /// Takes a weight onto the device in f32 whatever the model's dtype (a router's score bias).

@@ -77,6 +77,10 @@ impl Backend for CpuBackend {
         self.dtype
     }
 
+    fn free_bytes(&self) -> Result<Option<u64>, KernelError> {
+        Ok(None)
+    }
+
     fn weight(&self, host: &Tensor) -> Result<Tensor, KernelError> {
         Ok(host.to_device(&Device::Cpu)?.to_dtype(self.dtype)?.contiguous()?)
     }

@@ -65,14 +65,6 @@ impl CudaBackend {
         self.memory.allocations()
     }
 
-    /// Free and total bytes of the device.
-    ///
-    /// # Errors
-    /// The driver fails.
-    pub fn device_memory(&self) -> Result<(usize, usize), KernelError> {
-        self.driver.memory()
-    }
-
     /// What the device is: ordinal, name, compute capability.
     pub fn description(&self) -> String {
         let (major, minor) = self.driver.capability;
@@ -110,6 +102,10 @@ impl Backend for CudaBackend {
 
     fn dtype(&self) -> DType {
         DType::BF16
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>, KernelError> {
+        Ok(Some(self.driver.memory()?.0 as u64))
     }
 
     fn weight(&self, host: &candle_core::Tensor) -> Result<CudaTensor, KernelError> {

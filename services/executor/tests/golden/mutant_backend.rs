@@ -101,6 +101,9 @@ impl<B: Backend> Backend for MutantBackend<B> {
     fn dtype(&self) -> candle_core::DType {
         self.inner.dtype()
     }
+    fn free_bytes(&self) -> Done<Option<u64>> {
+        self.inner.free_bytes()
+    }
     fn weight(&self, host: &candle_core::Tensor) -> Done<B::Tensor> {
         if self.fault == Fault::Weightless { self.inner.upload(&[0.0], &[1]) } else { self.inner.weight(host) }
     }

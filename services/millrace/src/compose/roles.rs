@@ -67,7 +67,7 @@ async fn executor(shared: &Shared, model: &Model, metrics: &ExecutorMetrics) -> 
             Dtype::F32 => EngineDtype::F32,
             Dtype::Auto => device.default_dtype(),
         },
-        kv: KvBudget::Bytes(settings.kv_bytes),
+        kv: settings.kv_bytes.map_or(KvBudget::Auto, KvBudget::Bytes),
         block_tokens: settings.block_tokens,
         slots: settings.slots,
         step_tokens: settings.step_tokens,
