@@ -1,7 +1,8 @@
 //! Launches of `rope.cu` and of the attention kernels, and the choice among them.
 
 use super::CudaBackend;
-use super::driver::{Argument, Launch};
+use super::driver::{Argument, Driver, Launch};
+use super::memory::{Memory, Owned};
 use super::tensor::{CudaBatch, CudaGeometry, CudaKvCache, CudaTensor};
 use crate::backend::RopeTable;
 use crate::error::KernelError;
@@ -13,7 +14,54 @@ const MOST_HEAD_DIM: usize = 256;
 const HEADS_A_BLOCK: usize = 8;
 
 /// Kernels of the specialised attention files.
-pub(super) const KERNELS: &[(&str, &[&str])] = &[];
+pub(super) const KERNELS: &[(&str, &[&str])] = &[("paged_decode", &DECODE)];
+
+/// Of paged_decode.cu, by head size and by whether a kv head has more than eight query heads.
+const DECODE: [&str; 4] =
+    ["paged_decode_d128_g8", "paged_decode_d128_g16", "paged_decode_d64_g8", "paged_decode_d64_g16"];
+/// Query heads of a kv head that it takes at most.
+const MOST_GROUP: usize = 16;
+/// Blocks that share a multiprocessor.
+const DECODE_BLOCKS: usize = 2;
+/// (sequence, kv head) pairs of one launch at most.
+const MOST_PAIRS: usize = 1 << 16;
+
+/// What decode attention's blocks leave for each other between their parts.
+#[derive(Debug)]
+pub(super) struct DecodeScratch {
+    partial: Owned,
+    arrived: Owned,
+}
+
+impl DecodeScratch {
+    pub fn new(driver: &Driver, memory: &Memory) -> Result<Self, KernelError> {
+        for kernel in DECODE {
+            driver.allow_shared(kernel, driver.shared_bytes)?;
+        }
+        let blocks = DECODE_BLOCKS * driver.multiprocessors;
+        let partial = memory.allocate(4 * 2 * blocks * MOST_GROUP * (128 + 2))?;
+        Ok(Self { partial, arrived: memory.allocate(4 * MOST_PAIRS)? })
+    }
+
+    /// The counters, which start at zero: where, and how many bytes.
+    pub fn counters(&self) -> (u64, usize) {
+        (self.arrived.pointer, 4 * MOST_PAIRS)
+    }
+}
+
+/// Kernel and dynamic shared memory of decode attention, if it takes this problem.
+fn decode_kernel(heads: &Heads, sequences: usize, block_tokens: usize) -> Option<(&'static str, usize)> {
+    let group = heads.query / heads.kv;
+    let fits = block_tokens.is_power_of_two() && block_tokens >= 8 && sequences * heads.kv <= MOST_PAIRS;
+    let wide = usize::from(group > MOST_GROUP / 2);
+    let first = match heads.dim {
+        128 => 0,
+        64 => 2,
+        _ => return None,
+    };
+    let shared = 3 * 4 * 64 * 128 + 11_264 + 8 * (sequences + 1);
+    (fits && group <= MOST_GROUP).then(|| (DECODE[first + wide], shared))
+}
 
 /// Sizes of a step's attention.
 struct Heads {
@@ -106,6 +154,15 @@ impl CudaBackend {
             return Err(shape_error(op, format!("heads of {dim}: up to {MOST_HEAD_DIM} are taken")));
         }
         let out = self.activation(&[tokens, width])?;
+        let heads = Heads { query, kv, dim };
+        let decode = decode_kernel(&heads, batch.sequences, cache.block_tokens)
+            .filter(|(_, shared)| batch.decodes && *shared <= self.driver.shared_bytes);
+        if let Some((kernel, shared)) = decode {
+            self.attend_rows_alone(kernel, shared, [q, &out], batch, cache, &heads, scale)?;
+            if batch.longest == 1 {
+                return Ok(out);
+            }
+        }
         let arguments = [
             q.argument(),
             Argument::Pointer(cache.keys.pointer),
@@ -120,10 +177,44 @@ impl CudaBackend {
             Argument::Int(kv as i32),
             Argument::Int(dim as i32),
             Argument::Int(cache.block_tokens as i32),
+            Argument::Int(i32::from(decode.is_some())),
             Argument::Float(scale),
         ];
         self.driver.launch("paged_attention_any", Launch::rows(tokens, 128).grid_y(query).alone(), &arguments)?;
         Ok(out)
+    }
+
+    /// Decode attention: the sequences of one query row.
+    #[allow(clippy::too_many_arguments)] // One launch; a struct would only rename the list.
+    fn attend_rows_alone(
+        &self,
+        kernel: &'static str,
+        shared: usize,
+        [q, out]: [&CudaTensor; 2],
+        batch: &CudaBatch,
+        cache: &CudaKvCache,
+        heads: &Heads,
+        scale: f32,
+    ) -> Result<(), KernelError> {
+        let arguments = [
+            q.argument(),
+            Argument::Pointer(cache.keys.pointer),
+            Argument::Pointer(cache.values.pointer),
+            Argument::Pointer(batch.table),
+            Argument::Pointer(batch.context),
+            Argument::Pointer(batch.query_start),
+            out.argument(),
+            Argument::Pointer(self.decode.partial.pointer),
+            Argument::Pointer(self.decode.arrived.pointer),
+            Argument::Int(batch.sequences as i32),
+            Argument::Int(batch.stride as i32),
+            Argument::Int(heads.kv as i32),
+            Argument::Int((heads.query / heads.kv) as i32),
+            Argument::Int(cache.block_tokens.trailing_zeros() as i32),
+            Argument::Float(scale),
+        ];
+        let blocks = DECODE_BLOCKS * self.driver.multiprocessors;
+        self.driver.launch(kernel, Launch::rows(blocks, 128).shared(shared).alone(), &arguments)
     }
 
     pub(super) fn attend_segments(
@@ -161,5 +252,20 @@ impl CudaBackend {
         ];
         self.driver.launch("segment_attention_any", Launch::rows(rows, 128).grid_y(heads).alone(), &arguments)?;
         Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decode_attention_takes_what_it_was_made_for() {
+        let kernel = |query, kv, dim, blocks| decode_kernel(&Heads { query, kv, dim }, 3, blocks).map(|(name, _)| name);
+        assert_eq!(kernel(32, 8, 128, 16), Some("paged_decode_d128_g8"));
+        assert_eq!(kernel(16, 1, 64, 8), Some("paged_decode_d64_g16"));
+        assert_eq!(kernel(17, 1, 64, 8), None);
+        assert_eq!(kernel(32, 8, 96, 16), None);
+        assert_eq!(kernel(32, 8, 128, 24), None);
     }
 }

@@ -25,9 +25,10 @@ pub use step::CudaLogits;
 pub use tensor::{CudaBatch, CudaFrequencies, CudaGeometry, CudaIndices, CudaKvCache, CudaTensor};
 
 use crate::angles;
-use crate::backend::{Backend, Draw, GeluKind, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
+use crate::backend::{Backend, Draw, GeluKind, PatchPage, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
 use crate::error::KernelError;
 use crate::view::shape_error;
+use attention::DecodeScratch;
 use driver::{Argument, Driver, Launch};
 use linear::Linear;
 use memory::Memory;
@@ -43,6 +44,7 @@ pub struct CudaBackend {
     steps: Steps,
     upload: Upload,
     linear: Linear,
+    decode: DecodeScratch,
     memory: Memory,
     driver: Arc<Driver>,
     graphs: bool,
@@ -57,7 +59,12 @@ impl CudaBackend {
         let driver = Arc::new(Driver::open(ordinal)?);
         let memory = Memory::new(driver.clone());
         let linear = Linear::new(&driver, &memory)?;
-        Ok(Self { steps: Steps::default(), upload: Upload::default(), linear, memory, driver, graphs })
+        let decode = DecodeScratch::new(&driver, &memory)?;
+        let (counters, bytes) = decode.counters();
+        let (steps, upload) = (Steps::default(), Upload::default());
+        let backend = Self { steps, upload, linear, decode, memory, driver, graphs };
+        backend.zero(counters, bytes)?;
+        Ok(backend)
     }
 
     /// Calls of the device's allocator so far: constant in a steady state.
@@ -122,6 +129,10 @@ impl Backend for CudaBackend {
         }
         let narrow: Vec<bf16> = values.iter().map(|value| bf16::from_f32(*value)).collect();
         Ok(CudaTensor::piece(self.staged(&narrow)?, shape))
+    }
+
+    fn patches(&self, pages: &[PatchPage<'_>], temporal: usize) -> Result<CudaTensor, KernelError> {
+        self.take_patches(pages, temporal)
     }
 
     fn to_host(&self, x: &CudaTensor) -> Result<Vec<f32>, KernelError> {

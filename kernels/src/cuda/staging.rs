@@ -111,14 +111,15 @@ impl Sizes {
         let parts = self.parts();
         let at = |word: usize| address + 4 * word as u64;
         let ragged = &inputs.ragged;
-        let longest = ragged.query_start.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
+        let counts = || ragged.query_start.windows(2).map(|pair| pair[1] - pair[0]);
+        let longest = counts().max().unwrap_or(0);
         let batch = CudaBatch {
             rows: self.rows,
             sequences: self.sequences,
             stride: self.stride,
             block_tokens: inputs.block_tokens,
+            decodes: counts().any(|rows| rows == 1),
             longest: longest as usize,
-            most_context: self.stride * inputs.block_tokens,
             largest_block: ragged.blocks.iter().flatten().copied().max(),
             slots: at(parts.slots),
             query_start: at(parts.query_start),

@@ -135,10 +135,10 @@ pub struct CudaBatch {
     pub(super) stride: usize,
     /// Tokens of one block.
     pub(super) block_tokens: usize,
+    /// Whether some sequence has one query row.
+    pub(super) decodes: bool,
     /// Most query rows of one sequence.
     pub(super) longest: usize,
-    /// An upper bound on the tokens of each sequence; holds for every replay too.
-    pub(super) most_context: usize,
     /// Largest block number used.
     pub(super) largest_block: Option<u32>,
     /// Page row of each query row, -1 for a padded one: i32 `[rows]`.

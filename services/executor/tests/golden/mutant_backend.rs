@@ -1,6 +1,8 @@
 //! A backend with one op wrong on purpose; all others are the real ones.
 
-use millrace_kernels::{Backend, Draw, GeluKind, KernelError, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
+use millrace_kernels::{
+    Backend, Draw, GeluKind, KernelError, PatchPage, RopeTable, Segments, SigmoidChoice, Staged, StepInputs,
+};
 
 /// What is wrong.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -109,6 +111,9 @@ impl<B: Backend> Backend for MutantBackend<B> {
     }
     fn upload(&self, values: &[f32], shape: &[usize]) -> Done<B::Tensor> {
         self.inner.upload(values, shape)
+    }
+    fn patches(&self, pages: &[PatchPage<'_>], temporal: usize) -> Done<B::Tensor> {
+        self.inner.patches(pages, temporal)
     }
     fn to_host(&self, x: &B::Tensor) -> Done<Vec<f32>> {
         self.inner.to_host(x)
