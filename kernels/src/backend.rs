@@ -285,6 +285,10 @@ pub trait Backend: Send + Sync + Sized {
     ) -> Result<Self::Tensor, KernelError>;
     /// `gate_up [T, 2I]` (gate first): round(round(silu_f32(gate)) * up) -> [T, I].
     fn swiglu(&self, gate_up: &Self::Tensor) -> Result<Self::Tensor, KernelError>;
+    /// [`Self::swiglu`] of [`Self::linear`] with `gate_up [2I, H]` (gate rows first): `x [T, H]` -> `[T, I]`.
+    fn linear_swiglu(&self, x: &Self::Tensor, gate_up: &Self::Tensor) -> Result<Self::Tensor, KernelError> {
+        self.swiglu(&self.linear(x, gate_up, None)?)
+    }
     /// GELU, f32 inside, one rounding.
     fn gelu(&self, x: &Self::Tensor, kind: GeluKind) -> Result<Self::Tensor, KernelError>;
 

@@ -168,7 +168,7 @@ impl Backend for CpuBackend {
         kv_heads: usize,
         head_dim: usize,
     ) -> Result<CpuKvCache, KernelError> {
-        typed!(self, CpuKvCache::new("kv_cache", blocks, block_tokens, kv_heads, [head_dim, head_dim]))
+        typed!(self, CpuKvCache::new("kv_cache", blocks, block_tokens, kv_heads, head_dim))
     }
 
     fn embed(&self, table: &Tensor, ids: &Vec<u32>) -> Result<Tensor, KernelError> {
@@ -313,8 +313,7 @@ impl Backend for CpuBackend {
         latent_dim: usize,
         rope_dim: usize,
     ) -> Result<CpuKvCache, KernelError> {
-        let dims = [latent_dim + rope_dim, latent_dim];
-        typed!(self, CpuKvCache::new("mla_cache", blocks, block_tokens, 1, dims))
+        typed!(self, CpuKvCache::of_latents("mla_cache", blocks, block_tokens, latent_dim, rope_dim))
     }
 
     fn mla_norm_rope_cache_write(

@@ -2,8 +2,8 @@
 //!
 //! Unit is a 32-bit word: one f32 or two bf16. Keys of sixteen tokens lie side by side (`[block][kv head][tile][d words][16]`,
 //! a word pairs neighbouring d), so one vector step advances sixteen scores. Values are `[block][kv head][token words][d]`
-//! (a word pairs neighbouring tokens), so one step advances sixteen output elements. Allocated zeroed by the OS: unused pages
-//! cost no memory.
+//! (a word pairs neighbouring tokens), so one step advances sixteen output elements. A pool of latents has keys alone: a value is
+//! the first part of its key. Allocated zeroed by the OS: unused pages cost no memory.
 
 use crate::element::Element;
 use crate::error::KernelError;
@@ -21,6 +21,7 @@ pub struct CpuKvCache {
     blocks: usize,
     layout: PageLayout,
     keys: Vec<u32>,
+    /// Empty in a pool of latents.
     values: Vec<u32>,
 }
 
@@ -117,14 +118,6 @@ pub(crate) struct Token<'a, E> {
     pub(crate) value: &'a [E],
 }
 
-/// Reads back one value that [`put_value`] wrote.
-fn take_value<E: Element>(layout: &PageLayout, page: &[u32], row: usize, out: &mut [E]) {
-    let start = row / E::PER_WORD * layout.value_row_words();
-    for (out, word) in out.iter_mut().zip(&page[start..]) {
-        *out = take(*word, row % E::PER_WORD);
-    }
-}
-
 /// Reads back elements `from..` of one key that [`put_key`] wrote.
 fn take_key<E: Element>(layout: &PageLayout, page: &[u32], row: usize, from: usize, out: &mut [E]) {
     let tile = &page[row / TILE * layout.key_tile_words()..];
@@ -134,8 +127,31 @@ fn take_key<E: Element>(layout: &PageLayout, page: &[u32], row: usize, from: usi
 }
 
 impl CpuKvCache {
-    /// A zeroed pool.
+    /// A zeroed pool of keys and values.
     pub(crate) fn new<E: Element>(
+        op: &'static str,
+        blocks: usize,
+        block_tokens: usize,
+        kv_heads: usize,
+        head_dim: usize,
+    ) -> Result<Self, KernelError> {
+        let mut pool = Self::keys_alone::<E>(op, blocks, block_tokens, kv_heads, [head_dim, head_dim])?;
+        pool.values = vec![0; pool.words(op, pool.layout.value_page_words())?];
+        Ok(pool)
+    }
+
+    /// A zeroed pool of latents: keys of `latent + rotated` elements, values in them.
+    pub(crate) fn of_latents<E: Element>(
+        op: &'static str,
+        blocks: usize,
+        block_tokens: usize,
+        latent: usize,
+        rotated: usize,
+    ) -> Result<Self, KernelError> {
+        Self::keys_alone::<E>(op, blocks, block_tokens, 1, [latent + rotated, latent])
+    }
+
+    fn keys_alone<E: Element>(
         op: &'static str,
         blocks: usize,
         block_tokens: usize,
@@ -147,15 +163,23 @@ impl CpuKvCache {
             return Err(shape_error(op, what));
         }
         let layout = PageLayout::new::<E>(block_tokens, kv_heads, key_dim, value_dim);
-        let words = |page: usize| {
-            page.checked_mul(kv_heads)
-                .and_then(|block| block.checked_mul(blocks))
-                .filter(|&words| words < isize::MAX as usize / 4)
-                .ok_or_else(|| shape_error(op, format!("{blocks} blocks of {page} words x {kv_heads} overflow")))
-        };
-        let keys = vec![0u32; words(layout.key_page_words())?];
-        let values = vec![0u32; words(layout.value_page_words())?];
-        Ok(Self { blocks, layout, keys, values })
+        let mut pool = Self { blocks, layout, keys: Vec::new(), values: Vec::new() };
+        pool.keys = vec![0; pool.words(op, layout.key_page_words())?];
+        Ok(pool)
+    }
+
+    /// Words of all pages of `page` words for each head.
+    fn words(&self, op: &'static str, page: usize) -> Result<usize, KernelError> {
+        let (heads, blocks) = (self.layout.kv_heads, self.blocks);
+        page.checked_mul(heads)
+            .and_then(|block| block.checked_mul(blocks))
+            .filter(|&words| words < isize::MAX as usize / 4)
+            .ok_or_else(|| shape_error(op, format!("{blocks} blocks of {page} words x {heads} overflow")))
+    }
+
+    /// Bytes that were asked of the system, padding included.
+    pub fn bytes(&self) -> usize {
+        (self.keys.len() + self.values.len()) * size_of::<u32>()
     }
 
     /// Pages in the pool.
@@ -201,10 +225,36 @@ impl CpuKvCache {
         &self.keys[(block * self.layout.kv_heads + head) * words..][..words]
     }
 
-    /// One head's values in one page.
+    /// One head's values in one page; not in a pool of latents.
     pub(crate) fn value_page(&self, block: usize, head: usize) -> &[u32] {
         let words = self.layout.value_page_words();
         &self.values[(block * self.layout.kv_heads + head) * words..][..words]
+    }
+
+    /// The values of a page of latents, out of its first `tokens` keys, laid out as [`Self::value_page`]; zero behind them.
+    pub(crate) fn latent_values(&self, block: usize, tokens: usize) -> Vec<u32> {
+        let (layout, keys) = (&self.layout, self.key_page(block, 0));
+        let width = layout.value_row_words();
+        let mut page = vec![0; layout.value_page_words()];
+        let word = |column: usize, row: usize| {
+            if row >= tokens {
+                return 0;
+            }
+            keys[row / TILE * layout.key_tile_words() + column * TILE + row % TILE]
+        };
+        for (pair, values) in page.chunks_exact_mut(width).enumerate() {
+            let values = &mut values[..layout.value_dim];
+            if layout.per_word == 1 {
+                values.iter_mut().enumerate().for_each(|(d, value)| *value = word(d, pair));
+                continue;
+            }
+            for (column, halves) in values.chunks_mut(2).enumerate() {
+                let (first, second) = (word(column, 2 * pair), word(column, 2 * pair + 1));
+                let both = [(first & 0xffff) | (second << 16), (first >> 16) | (second & 0xffff_0000)];
+                halves.iter_mut().zip(both).for_each(|(half, word)| *half = word);
+            }
+        }
+        page
     }
 
     /// Stores tokens: `each` is called once for every kv head, on any thread, and hands that head's tokens to its writer.
@@ -217,6 +267,7 @@ impl CpuKvCache {
     ) {
         let (layout, blocks) = (self.layout, self.blocks);
         let (key_words, value_words) = (layout.key_page_words(), layout.value_page_words());
+        let value_words = if self.values.is_empty() { 0 } else { value_words };
         let (keys, values) = (SharedMut(self.keys.as_mut_ptr()), SharedMut(self.values.as_mut_ptr()));
         let write_head = |head: usize| {
             each(head, &mut |token| {
@@ -230,7 +281,9 @@ impl CpuKvCache {
                     )
                 };
                 put_key(&layout, keys, token.row, token.key);
-                put_value(&layout, values, token.row, token.value);
+                if !values.is_empty() {
+                    put_value(&layout, values, token.row, token.value);
+                }
             });
         };
         if elements < PIECE_ELEMENTS {
@@ -240,11 +293,11 @@ impl CpuKvCache {
         }
     }
 
-    /// Copies out one token of head 0: its value, and its key from element `value.len()` on.
+    /// Copies out one token of a pool of latents: its value and the rest of its key.
     pub(crate) fn read<E: Element>(&self, block: usize, row: usize, value: &mut [E], key_end: &mut [E]) {
-        let from = value.len();
-        take_value(&self.layout, self.value_page(block, 0), row, value);
-        take_key(&self.layout, self.key_page(block, 0), row, from, key_end);
+        let (page, from) = (self.key_page(block, 0), value.len());
+        take_key(&self.layout, page, row, 0, value);
+        take_key(&self.layout, page, row, from, key_end);
     }
 
     /// Sets every element of every page, padding included: for tests that poison what must not be read.

@@ -1,6 +1,6 @@
 //! Latent attention's inputs: the norm of latents, RoPE of interleaved pairs, and the write into latent pages.
 //!
-//! A latent page is a key page of `latent + rope` elements beside a value page of the latents, so that the absorbed form is plain
+//! A latent page is a key page of `latent + rope` elements; its values are the latents in it, so that the absorbed form is plain
 //! attention with one kv head.
 
 use candle_core::Tensor;

@@ -38,6 +38,14 @@ struct Inputs<'a, E> {
     out: SharedMut<E>,
 }
 
+/// A sequence with one query row.
+struct Single<'a> {
+    row: usize,
+    blocks: &'a [u32],
+    /// Tokens that the row sees.
+    context: usize,
+}
+
 /// See [`crate::Backend::mla_attention`].
 pub(crate) fn mla_attention<E: Vectors>(
     host: &Host,
@@ -76,20 +84,23 @@ pub(crate) fn mla_attention<E: Vectors>(
         let (rows, first) = batch::queries(batch, sequence);
         match rows.len() {
             0 => {}
-            1 => single.push((rows.start, &batch.blocks[sequence], first + 1)),
+            1 => single.push(Single { row: rows.start, blocks: &batch.blocks[sequence], context: first + 1 }),
             _ => inputs.expanded(rows, first, &batch.blocks[sequence]),
         }
     }
+    let values = inputs.values(&single);
     let groups = heads.div_ceil(ABSORBED_HEADS);
     host.threads.run(single.len() * groups, &|index| {
-        let (row, blocks, context) = single[index / groups];
-        inputs.absorbed(row, index % groups * ABSORBED_HEADS, blocks, context);
+        let sequence = &single[index / groups];
+        inputs.absorbed(sequence, index % groups * ABSORBED_HEADS, &values[index / groups]);
     });
     tensor(out, &[tokens, heads * value])
 }
 
 /// Heads of one absorbed task.
 const ABSORBED_HEADS: usize = 8;
+/// Pages whose values one task takes out.
+const PAGES_A_TASK: usize = 8;
 
 /// sums += x W, rows of `w` as long as `sums`, in row order.
 struct Transposed<'a, E> {
@@ -161,9 +172,26 @@ impl<E: Vectors> Inputs<'_, E> {
         });
     }
 
-    /// Up to [`ABSORBED_HEADS`] heads from `first_head` of the one query `row` that sees `context` tokens: the key half of `kv_b`
-    /// is applied to the query, the value half to the weighted latent.
-    fn absorbed(&self, row: usize, first_head: usize, blocks: &[u32], context: usize) {
+    /// Value pages of each sequence, taken out of the latents' pages once for all heads.
+    fn values(&self, single: &[Single<'_>]) -> Vec<Vec<Vec<u32>>> {
+        let block_tokens = self.cache.block_tokens();
+        let mut values: Vec<Vec<Vec<u32>>> =
+            single.iter().map(|one| vec![Vec::new(); one.context.div_ceil(block_tokens)]).collect();
+        for (one, pages) in single.iter().zip(&mut values) {
+            self.host.threads.for_pieces(pages, PAGES_A_TASK, |index, pages| {
+                for (page, out) in (index * PAGES_A_TASK..).zip(pages) {
+                    let tokens = block_tokens.min(one.context - page * block_tokens);
+                    *out = self.cache.latent_values(one.blocks[page] as usize, tokens);
+                }
+            });
+        }
+        values
+    }
+
+    /// Up to [`ABSORBED_HEADS`] heads from `first_head` of a sequence's one row: the key half of `kv_b` is applied to the query, the
+    /// value half to the weighted latent.
+    fn absorbed(&self, sequence: &Single<'_>, first_head: usize, values: &[Vec<u32>]) {
+        let Single { row, blocks, context } = *sequence;
         let Sizes { heads, nope, rope, value, latent } = self.sizes;
         let taken = first_head..heads.min(first_head + ABSORBED_HEADS);
         let weights = |head: usize| &self.kv_b[head * (nope + value) * latent..][..(nope + value) * latent];
@@ -178,7 +206,8 @@ impl<E: Vectors> Inputs<'_, E> {
         }
         let pages: Vec<_> = blocks[..context.div_ceil(self.cache.block_tokens())]
             .iter()
-            .map(|&block| (self.cache.key_page(block as usize, 0), self.cache.value_page(block as usize, 0)))
+            .zip(values)
+            .map(|(&block, values)| (self.cache.key_page(block as usize, 0), values.as_slice()))
             .collect();
         let visible = vec![context; taken.len()];
         let mut mixed = vec![E::default(); taken.len() * latent];

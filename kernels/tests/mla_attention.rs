@@ -93,8 +93,9 @@ impl Inputs {
         low.chain(high).collect()
     }
 
-    /// Expanded attention of every token: with keys and values rounded to `dtype` (plain), and unrounded in f64 (exact).
-    fn reference(&self, dtype: DType, layer: Layer) -> (Vec<f64>, Vec<f32>) {
+    /// Attention of every token, unrounded in f64 (exact) and plain in `dtype`: expanded, with rounded keys and values, and absorbed,
+    /// with rounded queries and mixed latents.
+    fn reference(&self, dtype: DType, layer: Layer) -> Reference {
         let mut latents = Vec::new();
         let mut k_rope = Vec::new();
         for (t, row) in self.kv_a.chunks_exact(layer.latent + layer.rope).enumerate() {
@@ -111,38 +112,61 @@ impl Inputs {
             let w = &self.kv_b[row * layer.latent..][..layer.latent];
             latents[t].iter().zip(w).map(|(&c, &w)| f64::from(c) * f64::from(w)).sum()
         };
-        let (mut exact, mut plain) = (Vec::new(), Vec::new());
+        let round = |v: f64| f64::from(round(dtype, v as f32));
+        let mut out = Reference { exact: Vec::new(), expanded: Vec::new(), absorbed: Vec::new() };
         for token in 0..self.tokens {
             for head in 0..layer.heads {
                 let q =
                     &self.q[token * layer.q_width() + head * (layer.nope + layer.rope)..][..layer.nope + layer.rope];
                 let (q_nope, q_rope) = q.split_at(layer.nope);
                 let q_rope = self.rotated(dtype, layer, token, q_rope);
-                for rounded in [false, true] {
-                    let r = |v: f64| if rounded { f64::from(round(dtype, v as f32)) } else { v };
-                    let score = |t: usize| {
-                        let nope: f64 = q_nope
-                            .iter()
-                            .enumerate()
-                            .map(|(i, &q)| f64::from(q) * r(expand(t, head * width + i)))
-                            .sum();
-                        let rope: f64 = q_rope.iter().zip(&k_rope[t]).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
-                        (nope + rope) * f64::from(layer.scale())
-                    };
-                    let scores: Vec<f64> = (0..=token).map(score).collect();
-                    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                    let p: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-                    let total: f64 = p.iter().sum();
-                    for i in 0..layer.value {
-                        let value = |t: usize| r(expand(t, head * width + layer.nope + i));
-                        let sum = p.iter().enumerate().map(|(t, &p)| r(p) * value(t)).sum::<f64>() / total;
-                        if rounded { plain.push(r(sum) as f32) } else { exact.push(sum) }
-                    }
-                }
+                let rotated = |t: usize| -> f64 { dot(&q_rope, k_rope[t].iter().map(|&k| f64::from(k))) };
+                let key = |t: usize, i: usize| expand(t, head * width + i);
+                let value = |t: usize, i: usize| expand(t, head * width + layer.nope + i);
+                let weights = |score: &dyn Fn(usize) -> f64| softmax(token, f64::from(layer.scale()), score);
+
+                let p = weights(&|t| dot(q_nope, (0..layer.nope).map(|i| key(t, i))) + rotated(t));
+                let mixed =
+                    |i: usize| p.iter().enumerate().map(|(t, p)| p * value(t, i)).sum::<f64>() / p.iter().sum::<f64>();
+                out.exact.extend((0..layer.value).map(mixed));
+
+                let p = weights(&|t| dot(q_nope, (0..layer.nope).map(|i| round(key(t, i)))) + rotated(t));
+                let total: f64 = p.iter().sum();
+                let sum = |i: usize| p.iter().enumerate().map(|(t, &p)| round(p) * round(value(t, i))).sum::<f64>();
+                out.expanded.extend((0..layer.value).map(|i| round(sum(i) / total) as f32));
+
+                let w = |row: usize, c: usize| f64::from(self.kv_b[(head * width + row) * layer.latent + c]);
+                let inside = |c: usize| round(q_nope.iter().enumerate().map(|(i, &q)| f64::from(q) * w(i, c)).sum());
+                let query: Vec<f32> = (0..layer.latent).map(|c| inside(c) as f32).collect();
+                let p = weights(&|t| dot(&query, latents[t].iter().map(|&c| f64::from(c))) + rotated(t));
+                let total: f64 = p.iter().sum();
+                let latent =
+                    |c: usize| p.iter().enumerate().map(|(t, &p)| round(p) * f64::from(latents[t][c])).sum::<f64>();
+                let mixed: Vec<f64> = (0..layer.latent).map(|c| round(latent(c) / total)).collect();
+                let project = |i: usize| mixed.iter().enumerate().map(|(c, z)| z * w(layer.nope + i, c)).sum();
+                out.absorbed.extend((0..layer.value).map(|i| round(project(i)) as f32));
             }
         }
-        (exact, plain)
+        out
     }
+}
+
+/// What every token attends to, `[T, heads value]`.
+struct Reference {
+    exact: Vec<f64>,
+    expanded: Vec<f32>,
+    absorbed: Vec<f32>,
+}
+
+fn dot(a: &[f32], b: impl Iterator<Item = f64>) -> f64 {
+    a.iter().zip(b).map(|(&a, b)| f64::from(a) * b).sum()
+}
+
+/// Unnormalised weights of tokens 0 to `last`, the largest 1.
+fn softmax(last: usize, scale: f64, score: &dyn Fn(usize) -> f64) -> Vec<f64> {
+    let scores: Vec<f64> = (0..=last).map(|t| score(t) * scale).collect();
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    scores.iter().map(|s| (s - max).exp()).collect()
 }
 
 fn poisoned(backend: &CpuBackend, layer: Layer, blocks: usize) -> Cache {
@@ -158,9 +182,11 @@ fn both_forms_agree_with_f64_over_shuffled_poisoned_pages() {
         for (i, layer) in LAYERS.into_iter().enumerate() {
             let tokens = 37;
             let inputs = Inputs::random(&mut random, backend.dtype(), layer, tokens);
-            let (exact, plain) = inputs.reference(backend.dtype(), layer);
+            let reference = inputs.reference(backend.dtype(), layer);
             let count = tokens.div_ceil(layer.block_tokens);
-            for (form, chunk) in [("expanded", tokens), ("absorbed", 1)] {
+            for (form, plain, chunk) in
+                [("expanded", &reference.expanded, tokens), ("absorbed", &reference.absorbed, 1)]
+            {
                 let blocks = &random.shuffled(count + 2)[..count];
                 let mut cache = poisoned(&backend, layer, count + 2);
                 let mut ours = Vec::new();
@@ -169,7 +195,7 @@ fn both_forms_agree_with_f64_over_shuffled_poisoned_pages() {
                     assert_eq!(backend.shape(&y), [chunk, layer.heads * layer.value]);
                     ours.extend(backend.to_host(&y).unwrap());
                 }
-                assert_as_good_as(&format!("{label}, layer {i}, {form}"), &ours, &plain, &exact);
+                assert_as_good_as(&format!("{label}, layer {i}, {form}"), &ours, plain, &reference.exact);
             }
         }
     }

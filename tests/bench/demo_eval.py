@@ -3,7 +3,7 @@
     millrace up --model deploy/demo/model=demo --nats managed &      # logs the NATS address
     target/tools/venv/bin/python tests/bench/demo_eval.py --nats URL --folder DIR --out RESULT.json
 
-eval200: raw frames; every answer must be transformers' own greedy text. mp4_50: the H.264 file itself; ffmpeg decodes and
+clips_200, stills_100: raw frames; every answer must be transformers' own greedy text. mp4_50: the H.264 file itself; ffmpeg decodes and
 the service samples; answers are compared with the true caption.
 """
 

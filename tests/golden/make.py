@@ -1,15 +1,15 @@
 """Writes the golden fixtures: tiny random checkpoints and what transformers computes with them.
 
-    /work/tmp/venv/bin/python make.py [family ...]        (transformers 5.17, torch CPU)
+    PYTHON make.py [--out FOLDER] [fixture ...]        (transformers 5.17, torch CPU)
 
-Each family gets fixtures/FAMILY/: config.json, model.safetensors (f32), cases.json (prompts, media, greedy answers,
+Each fixture gets FOLDER/NAME/ (default: fixtures/ beside this file): config.json, model.safetensors (bf16), cases.json (prompts, media, greedy answers,
 position ids) and golden.safetensors (pixels, f32 logits for every position and the bf16 model's error). Everything comes
 from fixed seeds and one thread: a second run writes the same bytes.
 """
 
+import argparse
 import json
 import pathlib
-import sys
 
 import torch
 
@@ -21,12 +21,12 @@ HERE = pathlib.Path(__file__).parent
 STEPS = 32
 
 
-def write_family(name):
+def write_family(name, out):
     torch.manual_seed(20261123)
-    folder = HERE / "fixtures" / name
+    folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     config, model_class = families.FAMILIES[name]()
-    families.write_checkpoint(folder, config, model_class)
+    families.write_checkpoint(name, folder, config, model_class)
     model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
     rounded = model_class.from_pretrained(folder, dtype=torch.bfloat16).eval()
     cases, tensors = [], {}
@@ -52,8 +52,12 @@ def write_family(name):
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=pathlib.Path, default=HERE / "fixtures")
+    parser.add_argument("fixtures", nargs="*")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     with torch.no_grad():
-        for family in sys.argv[1:] or families.FAMILIES:
-            write_family(family)
+        for family in arguments.fixtures or families.FAMILIES:
+            write_family(family, arguments.out)

@@ -66,13 +66,16 @@ def span(kind, t, h, w, seed):
 
 def cases(family, config):
     if family != "qwen3_vl":
-        for name, count in (("one", 1), ("short", 13), ("long", 75)):
+        # Enough positions for the largest error of bf16 to be a property of the arithmetic and not of one draw.
+        for name, count in (("one", 1), ("short", 13), ("long", 75), ("longer", 203), ("longest", 430)):
             yield Case(name, text(count, 100 + count), [], config, 0)
         return
+    # Eight shapes of images, four lengths of clips (in temporal groups), both several times and mixed.
     shapes = dict(
         text=[], wide=[("image", 1, 4, 10)], tall=[("image", 1, 14, 2)], tiny=[("image", 1, 2, 2)],
         two=[("image", 1, 6, 6), ("image", 1, 2, 8)], clip=[("video", 3, 4, 6)],
         mixed=[("image", 1, 4, 4), ("video", 2, 2, 6)],
+        many=[("image", 1, 8, 6), ("video", 1, 6, 2), ("image", 1, 2, 12), ("image", 1, 4, 4), ("video", 5, 2, 4)],
     )
     for seed, (name, grids) in enumerate(shapes.items()):
         ids = text(5, 10 * seed)

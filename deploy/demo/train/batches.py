@@ -15,7 +15,7 @@ from render import render, spoil, times_of
 from scene import clip_caption, images_caption, sample_count, sample_scene, still_caption
 
 # kind: clip, still, or images (several stills in one request)
-DEFAULT_WEIGHTS = {"clip": 0.42, "long_clip": 0.06, "still": 0.15, "long_still": 0.07, "images": 0.30}
+DEFAULT_WEIGHTS = {"clip": 0.40, "long_clip": 0.04, "still": 0.19, "long_still": 0.08, "images": 0.29}
 COUNTS = (0.04, 0.18, 0.33, 0.45)
 # (height, width) in units of 32 pixels and how often
 SIZES = (((3, 3), 0.50), ((2, 2), 0.05), ((3, 4), 0.10), ((4, 3), 0.07), ((4, 4), 0.08), ((3, 5), 0.06), ((5, 3), 0.03),
@@ -44,10 +44,10 @@ def sample_indices(rng, count):
 
 
 class Mix:
-    """An endless stream of batches. `tokens` bounds the tokens of one batch, which sets its size."""
+    """An endless stream of batches. `tokens` bounds the tokens of one batch and `rows` its samples."""
 
-    def __init__(self, layout, seed, tokens=2400, weights=None, counts=COUNTS):
-        self.layout, self.tokens, self.counts = layout, tokens, counts
+    def __init__(self, layout, seed, tokens=2400, rows=64, weights=None, counts=COUNTS):
+        self.layout, self.tokens, self.rows, self.counts = layout, tokens, rows, counts
         self.rng = np.random.default_rng(seed)
         self.weights = dict(weights or DEFAULT_WEIGHTS)
 
@@ -65,7 +65,7 @@ class Mix:
             gw = int(rng.integers(max(2, gh // 2), min(10, 2 * gh) + 1))
         media, frames = 1, 2
         if kind == "images":
-            media = 3 if rng.random() < 0.15 else 2
+            media = 3 if rng.random() < 0.45 else 2
         elif kind == "clip":
             frames = int(rng.choice((2, 3, 4, 5, 6, 7, 8, 10, 12, 16),
                                     p=(0.12, 0.07, 0.14, 0.06, 0.12, 0.06, 0.20, 0.10, 0.08, 0.05)))
@@ -79,7 +79,7 @@ class Mix:
         # a row has its visual tokens, timestamps, about 40 tokens of text and those of the extra sentences
         extra = int(3 + 25 * rng.random() ** 2) if long_text else 0
         per_row = media * (even // TEMPORAL) * (gh * gw + 8) + 40 + 18 * extra
-        size = int(np.clip(self.tokens // per_row, 2, 64))
+        size = int(np.clip(self.tokens // per_row, 2, self.rows))
         rows = [self._row(kind, media, frames, gh, gw, extra) for _ in range(size)]
         return self._assemble(rows, gh, gw, kind.endswith("clip"))
 
@@ -141,6 +141,6 @@ class Mix:
 
 
 def to_tensors(batch, device):
-    """The arguments of `Forward` on a device."""
+    """The arguments of `Forward` on a device; a batch holds arrays or, out of a loader, tensors."""
     keys = ("frames", "ids", "positions", "visual", "wanted")
     return {k: torch.as_tensor(batch[k]).to(device, non_blocking=True) for k in keys}

@@ -1,6 +1,6 @@
 """Writes held-out requests with the answers of transformers, for implementations that have no renderer.
 
-    python export_eval.py --out /work/tmp/train            # eval200/ and mp4_50/
+    python export_eval.py --out /work/tmp/train            # clips_200/, stills_100/ and mp4_50/
     python export_eval.py --small ../eval                  # a few small ones, gzip-compressed, to be committed
 
 Each folder has `index.json`: {"model_sha256", "transformers", "samples": [...]}, one object a sample:
@@ -32,7 +32,8 @@ import transformers
 
 from evaluate import MP4_COUNT, answer, encode, load, make_sample, messages_of
 
-PLAN = {"clips": 80, "stills": 40, "long_prompt_stills": 20, "over_16_frames": 20, "two_images": 20, "other_sizes": 20}
+PLANS = {"clips_200": {"clips": 180, "over_16_frames": 20},
+         "stills_100": {"stills": 40, "long_prompt_stills": 20, "two_images": 20, "three_images": 10, "other_sizes": 10}}
 SMALL_PLAN = {"clips": 4, "stills": 3, "long_prompt_stills": 1, "over_16_frames": 1, "two_images": 2, "empty_clips": 1}
 SMALL_BYTES = 800_000  # committed samples are no larger than this before compression
 
@@ -101,7 +102,7 @@ def small_samples():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(Path(__file__).parent.parent / "model"))
-    parser.add_argument("--out", default=None, help="write eval200/ and mp4_50/ here")
+    parser.add_argument("--out", default=None, help="write clips_200/, stills_100/ and mp4_50/ here")
     parser.add_argument("--small", default=None, help="write the small set here")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -111,7 +112,8 @@ def main():
         exporter.write(Path(args.small), small_samples(), compress=True)
     if args.out:
         out = Path(args.out)
-        exporter.write(out / "eval200", ((c, make_sample(c, n), None) for c, k in PLAN.items() for n in range(k)))
+        for name, plan in PLANS.items():
+            exporter.write(out / name, ((c, make_sample(c, n), None) for c, k in plan.items() for n in range(k)))
         mp4 = out / "mp4_50"
         mp4.mkdir(parents=True, exist_ok=True)
         exporter.write(mp4, (("mp4", make_sample("mp4", n, mp4=mp4 / f"{n:03}.mp4"), f"{n:03}.mp4")

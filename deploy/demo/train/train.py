@@ -34,20 +34,20 @@ PLAIN_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "prepro
 class Stream(IterableDataset):
     """Batches made in worker processes, each with its own seed; the mix is read again from `weights` as it changes."""
 
-    def __init__(self, folder, seed, tokens, weights):
-        self.folder, self.seed, self.tokens, self.weights = folder, seed, tokens, weights
+    def __init__(self, folder, seed, tokens, rows, weights):
+        self.folder, self.seed, self.tokens, self.rows, self.weights = folder, seed, tokens, rows, weights
 
     def __iter__(self):
         torch.set_num_threads(1)
         worker = get_worker_info()
-        mix = Mix(Layout(self.folder), self.seed * 1000 + (worker.id if worker else 0), self.tokens)
+        mix = Mix(Layout(self.folder), self.seed * 1000 + (worker.id if worker else 0), self.tokens, self.rows)
         seen = None
         for count, batch in enumerate(mix.batches()):
             if self.weights and count % 20 == 0 and Path(self.weights).exists():
                 text = Path(self.weights).read_text()
                 if text != seen:
                     seen, mix.weights = text, json.loads(text)
-            yield batch
+            yield {k: torch.from_numpy(v) if hasattr(v, "shape") else v for k, v in batch.items()}
 
 
 def save(mean, like, out):
@@ -103,6 +103,8 @@ def main():
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--mean", type=float, default=0.995, help="decay of the mean of the weights")
     parser.add_argument("--tokens", type=int, default=1500, help="size of a batch of one process, in tokens")
+    parser.add_argument("--rows", type=int, default=64, help="most samples in a batch")
+    parser.add_argument("--accumulate", type=int, default=1, help="batches (each of one kind) to an optimiser step")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
@@ -124,7 +126,7 @@ def main():
     mean = copy.deepcopy(model).eval().requires_grad_(False)
     forward = Forward(model).to(args.device)
     optimizer = optimiser(model, args)
-    stream = Stream(args.like, args.seed * 100 + rank, args.tokens, args.weights)
+    stream = Stream(args.like, args.seed * 100 + rank, args.tokens, args.rows, args.weights)
     loader = iter(DataLoader(stream, batch_size=None, num_workers=args.workers, pin_memory=args.device != "cpu",
                              prefetch_factor=8 if args.workers else None))
     begun = saved = time.monotonic()
@@ -144,14 +146,18 @@ def main():
             saved = now
         if spent >= span:
             break
-        batch = next(loader)
         for group in optimizer.param_groups:
             group["lr"] = rate(args, (spent + args.elapsed * 60) / (span + args.elapsed * 60), step)
-        with cast:
-            logits = forward(**to_tensors(batch, args.device))
-        targets = torch.as_tensor(batch["targets"]).to(args.device)
-        loss = F.cross_entropy(logits.float(), targets)
-        loss.backward()
+        for _ in range(args.accumulate):
+            batch = next(loader)
+            with cast:
+                logits = forward(**to_tensors(batch, args.device))
+            targets = batch["targets"].to(args.device, non_blocking=True)
+            loss = F.cross_entropy(logits.float(), targets) / args.accumulate
+            loss.backward()
+            samples += len(batch["ids"])
+            losses.append(loss.detach() * args.accumulate)
+            right.append((logits.detach().argmax(-1) == targets).float().mean())
         if world > 1:
             average_gradients(model.parameters(), world)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -161,9 +167,6 @@ def main():
         with torch.no_grad():
             torch._foreach_lerp_(list(mean.parameters()), list(model.parameters()), 1 - keep)
         step += 1
-        samples += len(batch["ids"])
-        losses.append(loss.detach())
-        right.append((logits.detach().argmax(-1) == targets).float().mean())
         if step % 50 == 0 and rank == 0:
             print(f"{spent / 60:6.1f} min  step {step}  samples {samples * world}  {samples * world / spent:.0f}/s  "
                   f"lr {optimizer.param_groups[0]['lr']:.2e}  loss {torch.stack(losses).mean():.4f}  "

@@ -3,7 +3,8 @@
 use super::CudaBackend;
 use super::driver::{Argument, Driver, Launch};
 use super::memory::{Memory, Owned};
-use super::tensor::{CudaBatch, CudaGeometry, CudaKvCache, CudaTensor};
+use super::tensor::{CudaBatch, CudaGeometry, CudaKvCache, CudaTensor, Tiles};
+use super::tiles;
 use crate::backend::RopeTable;
 use crate::error::KernelError;
 use crate::view::shape_error;
@@ -14,7 +15,36 @@ const MOST_HEAD_DIM: usize = 256;
 const HEADS_A_BLOCK: usize = 8;
 
 /// Kernels of the specialised attention files.
-pub(super) const KERNELS: &[(&str, &[&str])] = &[("paged_decode", &DECODE)];
+pub(super) const KERNELS: &[(&str, &[&str])] = &[
+    ("paged_decode", &DECODE),
+    ("paged_prefill", &["paged_prefill_d64", "paged_prefill_d128"]),
+    ("segment_attention", &["segment_rope", "segment_attention_d64", "segment_attention_d72", "segment_attention_d80"]),
+];
+
+/// Kernels that hold a tile of queries, and of keys and values twice: all take this much dynamic shared memory for heads of
+/// `dim`.
+fn tile_shared(dim: usize) -> usize {
+    320 * (dim.next_multiple_of(16) + 8) * 2
+}
+
+/// Kernel of segment attention for heads of `dim`, if there is one.
+fn segment_kernel(dim: usize) -> Option<&'static str> {
+    match dim {
+        64 => Some("segment_attention_d64"),
+        72 => Some("segment_attention_d72"),
+        80 => Some("segment_attention_d80"),
+        _ => None,
+    }
+}
+
+/// Kernel of prefill attention for heads of `dim` over blocks of `block_tokens`, if there is one.
+fn prefill_kernel(dim: usize, block_tokens: usize) -> Option<&'static str> {
+    match (dim, block_tokens.is_power_of_two() && block_tokens >= 8) {
+        (64, true) => Some("paged_prefill_d64"),
+        (128, true) => Some("paged_prefill_d128"),
+        _ => None,
+    }
+}
 
 /// Of paged_decode.cu, by head size and by whether a kv head has more than eight query heads.
 const DECODE: [&str; 4] =
@@ -35,7 +65,7 @@ pub(super) struct DecodeScratch {
 
 impl DecodeScratch {
     pub fn new(driver: &Driver, memory: &Memory) -> Result<Self, KernelError> {
-        for kernel in DECODE {
+        for kernel in KERNELS.iter().flat_map(|(_, names)| names.iter()).filter(|name| **name != "segment_rope") {
             driver.allow_shared(kernel, driver.shared_bytes)?;
         }
         let blocks = DECODE_BLOCKS * driver.multiprocessors;
@@ -163,6 +193,12 @@ impl CudaBackend {
                 return Ok(out);
             }
         }
+        // A recorded step has one row a sequence, and no list of tiles that would fit every replay.
+        if let Some(kernel) = prefill_kernel(dim, cache.block_tokens).filter(|_| batch.longest > 1)
+            && self.attend_chunks(kernel, [q, &out], batch, cache, &heads, decode.is_some(), scale)?
+        {
+            return Ok(out);
+        }
         let arguments = [
             q.argument(),
             Argument::Pointer(cache.keys.pointer),
@@ -214,7 +250,53 @@ impl CudaBackend {
             Argument::Float(scale),
         ];
         let blocks = DECODE_BLOCKS * self.driver.multiprocessors;
-        self.driver.launch(kernel, Launch::rows(blocks, 128).shared(shared).alone(), &arguments)
+        self.driver.launch(kernel, Launch::rows(blocks, 128).shared(shared), &arguments)
+    }
+
+    /// Prefill attention: the sequences of several query rows, and with `decoded` unset those of one. False if the step's tiles are
+    /// other ones.
+    #[allow(clippy::too_many_arguments)] // One launch; a struct would only rename the list.
+    fn attend_chunks(
+        &self,
+        kernel: &'static str,
+        [q, out]: [&CudaTensor; 2],
+        batch: &CudaBatch,
+        cache: &CudaKvCache,
+        heads: &Heads,
+        decoded: bool,
+        scale: f32,
+    ) -> Result<bool, KernelError> {
+        let group = heads.query / heads.kv;
+        let tiles = match batch.tiles.get() {
+            Some(tiles) => tiles,
+            None => {
+                let (query_start, context) = &*batch.extents;
+                let list = tiles::causal(query_start, context, group, decoded);
+                let (count, list) = (list.len(), self.staged(list.as_flattened())?);
+                batch.tiles.get_or_init(|| Tiles { list, count, group, skip_single: decoded })
+            }
+        };
+        if tiles.group != group || tiles.skip_single != decoded {
+            return Ok(false);
+        }
+        let arguments = [
+            q.argument(),
+            Argument::Pointer(cache.keys.pointer),
+            Argument::Pointer(cache.values.pointer),
+            Argument::Pointer(batch.table),
+            Argument::Pointer(batch.context),
+            Argument::Pointer(batch.query_start),
+            Argument::Pointer(tiles.list.pointer),
+            out.argument(),
+            Argument::Int(batch.stride as i32),
+            Argument::Int(heads.kv as i32),
+            Argument::Int(group as i32),
+            Argument::Int(cache.block_tokens.trailing_zeros() as i32),
+            Argument::Float(scale),
+        ];
+        let shape = Launch::rows(heads.kv, 128).grid_y(tiles.count).shared(tile_shared(heads.dim));
+        self.driver.launch(kernel, shape, &arguments)?;
+        Ok(true)
     }
 
     pub(super) fn attend_segments(
@@ -239,6 +321,30 @@ impl CudaBackend {
             return Err(shape_error(op, what));
         }
         let out = self.activation(&[rows, heads * dim])?;
+        if let Some(kernel) = segment_kernel(dim) {
+            let rotated = self.activation(&[rows, 2 * heads * dim])?;
+            let rotate = [
+                qkv.argument(),
+                Argument::Pointer(geometry.cos.pointer),
+                Argument::Pointer(geometry.sin.pointer),
+                rotated.argument(),
+                Argument::Int(heads as i32),
+                Argument::Int(dim as i32),
+            ];
+            self.driver.launch("segment_rope", Launch::rows(rows, 256), &rotate)?;
+            let arguments = [
+                rotated.argument(),
+                qkv.argument(),
+                Argument::Pointer(geometry.start.pointer),
+                Argument::Pointer(geometry.list.pointer),
+                out.argument(),
+                Argument::Int(heads as i32),
+                Argument::Float(scale),
+            ];
+            let shape = Launch::rows(heads, 128).grid_y(geometry.tiles).shared(tile_shared(dim));
+            self.driver.launch(kernel, shape, &arguments)?;
+            return Ok(out);
+        }
         let arguments = [
             qkv.argument(),
             Argument::Pointer(geometry.cos.pointer),

@@ -54,11 +54,6 @@ impl Launch {
         self
     }
 
-    pub fn grid_z(mut self, z: usize) -> Self {
-        self.grid[2] = z as u32;
-        self
-    }
-
     pub fn shared(mut self, bytes: usize) -> Self {
         self.shared_bytes = bytes as u32;
         self

@@ -14,6 +14,7 @@ mod sample;
 mod staging;
 mod step;
 mod tensor;
+mod tiles;
 mod upload;
 
 use std::sync::Arc;
@@ -261,6 +262,19 @@ impl Backend for CudaBackend {
         Ok(out)
     }
 
+    fn linear_swiglu(&self, x: &CudaTensor, gate_up: &CudaTensor) -> Result<CudaTensor, KernelError> {
+        let op = "linear_swiglu";
+        let ((rows, inputs), (outputs, depth)) = (x.matrix(op)?, gate_up.matrix(op)?);
+        if inputs != depth || !outputs.is_multiple_of(2) {
+            return Err(shape_error(op, format!("rows of {inputs} with {outputs} rows of weights for {depth}")));
+        }
+        let out = self.activation(&[rows, outputs / 2])?;
+        if self.linear.run_gated(x, gate_up, &out, [rows, inputs, outputs])? {
+            return Ok(out);
+        }
+        self.swiglu(&self.linear(x, gate_up, None)?)
+    }
+
     fn add(&self, a: &CudaTensor, b: &CudaTensor) -> Result<CudaTensor, KernelError> {
         self.sum(a, b)
     }
@@ -322,7 +336,10 @@ impl Backend for CudaBackend {
             return Err(shape_error("segment_attention", what));
         }
         let (angles, first) = (cos.len(), self.staged(&start)?);
-        Ok(CudaGeometry { cos: self.staged(&cos)?, sin: self.staged(&sin)?, start: first, angles, segments: start })
+        let tiles = tiles::segments(&start);
+        let (cos, sin) = (self.staged(&cos)?, self.staged(&sin)?);
+        let list = self.staged(tiles.as_flattened())?;
+        Ok(CudaGeometry { cos, sin, start: first, list, tiles: tiles.len(), angles, segments: start })
     }
 
     fn segment_attention(

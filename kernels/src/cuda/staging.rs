@@ -1,5 +1,7 @@
 //! Where a step's host inputs lie on the device: one buffer of 32-bit words, filled by one copy.
 
+use std::sync::Arc;
+
 use super::tensor::{CudaBatch, CudaIndices};
 use crate::backend::StepInputs;
 use crate::error::KernelError;
@@ -118,6 +120,8 @@ impl Sizes {
             sequences: self.sequences,
             stride: self.stride,
             block_tokens: inputs.block_tokens,
+            extents: Arc::new((ragged.query_start.clone(), ragged.context.clone())),
+            tiles: Arc::default(),
             decodes: counts().any(|rows| rows == 1),
             longest: longest as usize,
             largest_block: ragged.blocks.iter().flatten().copied().max(),

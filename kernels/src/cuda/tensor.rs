@@ -1,6 +1,6 @@
 //! Tensors, index lists, staged batches and block pools in device memory.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::driver::Argument;
 use super::memory::{Owned, Piece};
@@ -24,6 +24,7 @@ enum Storage {
 /// A contiguous bf16 tensor; cloning shares storage.
 #[derive(Debug, Clone)]
 pub struct CudaTensor {
+    #[allow(dead_code)] // Held only to be given back last.
     storage: Storage,
     pointer: u64,
     shape: Vec<usize>,
@@ -135,6 +136,10 @@ pub struct CudaBatch {
     pub(super) stride: usize,
     /// Tokens of one block.
     pub(super) block_tokens: usize,
+    /// Query rows' prefix sums and contexts, on the host; not those of a replay.
+    pub(super) extents: Arc<(Vec<u32>, Vec<u32>)>,
+    /// Tiles of the first attention of this step, for the query heads of a kv head that it has.
+    pub(super) tiles: Arc<OnceLock<Tiles>>,
     /// Whether some sequence has one query row.
     pub(super) decodes: bool,
     /// Most query rows of one sequence.
@@ -146,6 +151,17 @@ pub struct CudaBatch {
     pub(super) query_start: u64,
     pub(super) context: u64,
     pub(super) table: u64,
+}
+
+/// Tiles of a step's causal attention (tiles.rs).
+#[derive(Debug)]
+pub(super) struct Tiles {
+    pub(super) list: Piece,
+    pub(super) count: usize,
+    /// Query heads of a kv head.
+    pub(super) group: usize,
+    /// Whether sequences of one row are left out.
+    pub(super) skip_single: bool,
 }
 
 /// Frequencies of a rotation: f32 and axes.
@@ -161,6 +177,9 @@ pub struct CudaGeometry {
     pub(super) cos: Piece,
     pub(super) sin: Piece,
     pub(super) start: Piece,
+    /// Tiles of rows (tiles.rs), and how many.
+    pub(super) list: Piece,
+    pub(super) tiles: usize,
     /// Angles in each of the two tables.
     pub(super) angles: usize,
     /// Prefix sums, on the host.

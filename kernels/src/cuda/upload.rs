@@ -28,6 +28,7 @@ pub(super) struct Upload {
 pub(super) trait Plain: Copy {}
 impl Plain for u8 {}
 impl Plain for u32 {}
+impl Plain for i32 {}
 impl Plain for f32 {}
 impl Plain for bf16 {}
 // No padding: five fields that fill their 24 bytes.

@@ -85,25 +85,29 @@ impl Follow {
     }
 
     async fn open(&self) -> Result<Ordered, BusError> {
-        const OPERATION: &str = "follow output";
-        let inner = &self.bus.inner;
-        let config = OrderedConfig {
-            filter_subject: inner.subjects.out(&self.job),
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.next_seq },
-            ..OrderedConfig::default()
-        };
-        let stream = inner.subjects.out_stream();
-        self.bus
-            .within(OPERATION, inner.request_timeout, async {
-                let unreadable =
-                    |message: String| BusError::Api { operation: OPERATION, code: 500, err_code: 0, message };
-                let consumer = inner
-                    .jetstream
-                    .create_consumer_on_stream(config, stream)
-                    .await
-                    .map_err(|error| unreadable(error.to_string()))?;
-                consumer.messages().await.map_err(|error| unreadable(error.to_string()))
-            })
-            .await
+        let from = DeliverPolicy::ByStartSequence { start_sequence: self.next_seq };
+        ordered_outputs(&self.bus, self.bus.inner.subjects.out(&self.job), from).await
     }
+}
+
+/// An ordered reader of the output stream.
+pub(crate) async fn ordered_outputs(
+    bus: &Bus,
+    filter_subject: String,
+    deliver_policy: DeliverPolicy,
+) -> Result<Ordered, BusError> {
+    const OPERATION: &str = "follow output";
+    let inner = &bus.inner;
+    let config = OrderedConfig { filter_subject, deliver_policy, ..OrderedConfig::default() };
+    let stream = inner.subjects.out_stream();
+    bus.within(OPERATION, inner.request_timeout, async {
+        let unreadable = |message: String| BusError::Api { operation: OPERATION, code: 500, err_code: 0, message };
+        let consumer = inner
+            .jetstream
+            .create_consumer_on_stream(config, stream)
+            .await
+            .map_err(|error| unreadable(error.to_string()))?;
+        consumer.messages().await.map_err(|error| unreadable(error.to_string()))
+    })
+    .await
 }

@@ -21,6 +21,7 @@ mod server_config;
 pub mod service;
 pub mod status;
 mod streams;
+pub mod watch;
 
 pub use connect::Bus;
 pub use core::{Headers, Incoming, Subscription};
@@ -31,3 +32,4 @@ pub use jobs::{JobConsumer, JobDelivery, Published};
 pub use managed::{ManagedOptions, ManagedServer};
 pub use service::{ServiceHandle, ServiceInfo};
 pub use status::{ConsumerStatus, StreamStatus};
+pub use watch::Watch;

@@ -2,6 +2,11 @@
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 
+/// Family of [`ExecutorMetrics::busy_seconds`], for readers of a registry.
+pub const STEP_BUSY_SECONDS: &str = "millrace_executor_step_busy_seconds";
+/// Family of [`ExecutorMetrics::idle_seconds`].
+pub const STEP_IDLE_SECONDS: &str = "millrace_executor_step_idle_seconds";
+
 /// Metrics of a process's executors, handed to their actors as a value.
 #[derive(Debug, Clone)]
 pub struct ExecutorMetrics {
@@ -54,13 +59,9 @@ impl ExecutorMetrics {
         registry.register(Box::new(open_slots.clone()))?;
         Ok(Self {
             steps: counter("millrace_executor_steps_total", "Steps computed")?,
-            busy_seconds: histogram(
-                "millrace_executor_step_busy_seconds",
-                "Time the device was busy with one step",
-                times.clone(),
-            )?,
+            busy_seconds: histogram(STEP_BUSY_SECONDS, "Time the device was busy with one step", times.clone())?,
             idle_seconds: histogram(
-                "millrace_executor_step_idle_seconds",
+                STEP_IDLE_SECONDS,
                 "Time the device waited for the next plan between two steps",
                 times.clone(),
             )?,

@@ -53,6 +53,10 @@ pub fn write_random(from: &Path, to: &Path, options: &RandomOptions) -> Result<R
     if let Some(layers) = options.layers {
         cut_layers(&mut config, layers);
     }
+    // A draft layer is left out by the model, so none is written.
+    if let Some(drafts) = config.get_mut("num_nextn_predict_layers") {
+        *drafts = json!(0);
+    }
     let fields = Fields::root(&config)?;
     let architecture = fields.texts("architectures")?.into_iter().next().unwrap_or_default();
     let backend = CpuBackend::new(DType::BF16)?;
@@ -70,9 +74,6 @@ fn cut_layers(config: &mut Value, layers: usize) {
     let text = if nested { config.get_mut("text_config") } else { Some(&mut *config) };
     let Some(text) = text.and_then(Value::as_object_mut) else { return };
     text.insert("num_hidden_layers".into(), json!(layers));
-    if text.contains_key("num_nextn_predict_layers") {
-        text.insert("num_nextn_predict_layers".into(), json!(0));
-    }
     if let Some(kinds) = text.get_mut("mlp_layer_types").and_then(Value::as_array_mut) {
         kinds.truncate(layers);
     }

@@ -2,6 +2,7 @@
 //! logic that a library could own.
 
 pub mod asyncapi;
+pub mod bench;
 pub mod caption;
 pub mod check_model;
 pub mod check_program;
@@ -15,5 +16,6 @@ pub mod model_source;
 pub mod prepare_limits;
 pub mod service;
 pub mod session;
+pub mod stand_in;
 pub mod status_table;
 pub mod upload;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::future::LocalBoxFuture;
 use millrace_config::{Config, NatsUrl};
 use millrace_protocol::ModelName;
+use millrace_telemetry::Registry;
 
 use crate::caption::progress::Board;
 use crate::cli::settings::{SettingsArgs, fetch_models, parse_models, replace_models};
@@ -25,6 +26,8 @@ pub struct Session {
     pub service: Service,
     /// The model.
     pub model: ModelName,
+    /// Metrics of the service, if this process runs it.
+    pub registry: Option<Registry>,
     /// Ends if this process serves and the actors stop.
     serving: Option<LocalBoxFuture<'static, anyhow::Result<ExitCode>>>,
 }
@@ -48,7 +51,7 @@ impl Session {
             board.say(format!("looking for a service with `{}`", named.name));
             let served = service.served_models(LISTEN, Some(&named.name)).await?;
             if served.contains(&named.name) {
-                return Ok(Self { service, model: named.name, serving: None });
+                return Ok(Self { service, model: named.name, registry: None, serving: None });
             }
             if settings.nats.is_some() || matches!(config.nats.url, NatsUrl::Url(_)) {
                 let url = service.url();
@@ -68,12 +71,13 @@ impl Session {
         config.nats.url = NatsUrl::Url(service.url().to_string());
         board.say(format!("starting the service and loading {}", named.name));
         let roles = Roles { preprocess: true, schedule: true, execute: true };
-        let mut serving: LocalBoxFuture<'static, _> = Box::pin(compose::run(config, roles));
+        let registry = Registry::new();
+        let mut serving: LocalBoxFuture<'static, _> = Box::pin(compose::run(config, roles, registry.clone()));
         tokio::select! {
             ended = &mut serving => return Err(stopped(ended)),
             ready = service.wait_for(&named.name) => ready?,
         }
-        Ok(Self { service, model: named.name, serving: Some(serving) })
+        Ok(Self { service, model: named.name, registry: Some(registry), serving: Some(serving) })
     }
 
     /// Waits until the actors of this process stop, which they should not; for ever if another process serves.

@@ -1,7 +1,8 @@
 //! The checkpoint's chat template, run the way the reference runs Jinja: trimmed blocks, loop controls, Python's
 //! methods and Python's text of values.
 //!
-//! Known difference: `~` writes booleans and `none` in Jinja's way, not Python's; `|string` and printing do it right.
+//! Known difference, meant: `strftime_now` is UTC, where the reference takes the machine's zone. A prompt must not depend on
+//! which machine renders it.
 
 use std::path::Path;
 
@@ -11,6 +12,7 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, contex
 use serde_json::Value as Json;
 
 use crate::error::LoadError;
+use crate::jinja_source;
 use crate::model_files::read_json_if_present;
 use crate::python_text::{repr_of, str_of, tojson};
 use crate::strftime;
@@ -81,6 +83,10 @@ impl ChatTemplate {
         environment.add_filter("tojson", |value: &Value, kwargs: Kwargs| tojson(value, kwargs));
         environment.add_filter("string", |value: &Value| str_of(value));
         environment.add_filter("join", join);
+        // minijinja takes `none` for an empty list, a text for no sequence and a boolean for no number; Python does not.
+        environment.add_test("number", |value: &Value| matches!(value.kind(), ValueKind::Number | ValueKind::Bool));
+        environment.add_test("iterable", |value: &Value| value.is_undefined() || python_length(value));
+        environment.add_test("sequence", |value: &Value| value.is_undefined() || python_length(value));
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
@@ -90,7 +96,7 @@ impl ChatTemplate {
                 Error::new(ErrorKind::InvalidOperation, format!("strftime_now({format:?}) is not supported"))
             })
         });
-        environment.add_template_owned(NAME, plain_generation_blocks(source))?;
+        environment.add_template_owned(NAME, jinja_source::rewrite(source))?;
         let takes_text_arguments = source.contains("arguments is string") || !source.contains("arguments");
         Ok(Self { environment, takes_text_arguments, special_tokens: serde_json::Map::new() })
     }
@@ -139,26 +145,6 @@ fn named_default(value: &Json) -> Option<&str> {
     }
 }
 
-/// `{% generation %}` marks text for training; outside of it the block is its content.
-fn plain_generation_blocks(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let (inside, end) = (&rest[start + 2..start + length], start + length + 2);
-        let word = inside.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
-        out.push_str(&rest[..start]);
-        out.push_str(&match word {
-            "generation" => format!("{{%{}%}}", inside.replacen("generation", "if true", 1)),
-            "endgeneration" => format!("{{%{}%}}", inside.replacen("endgeneration", "endif", 1)),
-            _ => rest[start..end].to_owned(),
-        });
-        rest = &rest[end..];
-    }
-    out.push_str(rest);
-    out
-}
-
 fn write_as_python(out: &mut Output<'_>, _: &State<'_, '_>, value: &Value) -> Result<(), Error> {
     let text = match value.kind() {
         ValueKind::Undefined => return Ok(()),
@@ -166,6 +152,11 @@ fn write_as_python(out: &mut Output<'_>, _: &State<'_, '_>, value: &Value) -> Re
         _ => repr_of(value),
     };
     out.write_str(&text).map_err(Error::from)
+}
+
+/// Whether Python can walk the value: texts, lists and mappings, not numbers and not `None`.
+fn python_length(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::Bytes)
 }
 
 fn join(list: &Value, separator: Option<String>) -> Result<String, Error> {

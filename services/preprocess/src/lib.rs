@@ -17,6 +17,7 @@ mod image_decode;
 mod image_end;
 #[cfg(test)]
 mod image_tests;
+mod jinja_source;
 mod limits;
 mod metrics;
 mod model_files;
@@ -32,6 +33,8 @@ mod resample;
 mod smart_resize;
 mod source;
 mod strftime;
+#[cfg(test)]
+mod template_tests;
 mod tokenizer;
 mod video_decode;
 mod video_probe;

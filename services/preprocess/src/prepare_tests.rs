@@ -102,6 +102,30 @@ async fn jobs_become_what_the_reference_processor_makes() {
     }
 }
 
+/// The comparison above can fail: each way in which a port gets times wrong gives other tokens than the reference's.
+#[tokio::test]
+async fn wrong_times_are_seen() {
+    let mut seen = 0;
+    for case in golden("prepare.json").as_array().unwrap().iter().filter(|case| case["videos"] != json!([])) {
+        let right = with_media(case);
+        let first = right.as_array().unwrap().iter().position(|part| part["type"] == "frames").unwrap();
+        let (fps, frames) = (right[first]["fps"].as_f64().unwrap(), right[first]["frames"].as_array().unwrap().len());
+        let indices = |index: &dyn Fn(usize) -> usize| json!((0..frames).map(index).collect::<Vec<_>>());
+        // A rate of another unit, counting from one, and the time of a group's first frame instead of the middle of its frames.
+        let faults =
+            [("fps", json!(fps * 2.0)), ("indices", indices(&|n| n + 1)), ("indices", indices(&|n| n / 2 * 2))];
+        assert_eq!(json!(prepare(user(right.clone())).await.unwrap().prompt), case["ids"]);
+        for (key, value) in faults {
+            let mut wrong = right.clone();
+            wrong[first][key] = value;
+            let got = prepare(user(wrong)).await.unwrap();
+            assert_ne!(json!(got.prompt), case["ids"], "{key} of {}", case["videos"]);
+            seen += 1;
+        }
+    }
+    assert!(seen >= 9);
+}
+
 #[tokio::test]
 async fn plain_video_prompts_have_no_outer_pair() {
     let frames: Vec<Json> = (0..4).map(|seed| raw(&noise(seed, 64 * 64 * 3), 64, 64)).collect();

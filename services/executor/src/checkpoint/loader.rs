@@ -66,6 +66,19 @@ impl<'a, B: Backend> Loader<'a, B> {
         self.weights.take(&self.name(&name), shape)
     }
 
+    /// Takes the tensor `root`, named from the root, and compares it with `copy`.
+    ///
+    /// # Errors
+    /// It is missing, has another shape or other values.
+    pub fn expect_copy(&mut self, copy: &Tensor, root: &str) -> Result<(), ExecutorError> {
+        let original = self.weights.take(root, copy.dims())?;
+        let same = copy.eq(&original).and_then(|same| same.flatten_all()?.min(0)?.to_scalar::<u8>());
+        if same.map_err(ExecutorError::candle)? == 1 {
+            return Ok(());
+        }
+        Err(ExecutorError::Unsupported(format!("a table below `{}` that differs from `{root}`", self.prefix)))
+    }
+
     /// One tensor of exactly `shape` in f32 whatever the device's dtype.
     ///
     /// # Errors

@@ -39,6 +39,8 @@ pub(super) struct Slot<B: Backend> {
     pub prompt_tokens: usize,
     /// Leading tokens whose keys and values are in the pool.
     pub computed: usize,
+    /// Those of them that another sequence computed.
+    pub cached: usize,
     /// Block table.
     pub blocks: Vec<u32>,
     pub media: Vec<SlotItem<B>>,
@@ -56,6 +58,7 @@ impl<B: Backend> Slot<B> {
             tokens: open.tokens.clone(),
             prompt_tokens,
             computed: open.cached_tokens as usize,
+            cached: open.cached_tokens as usize,
             blocks: open.blocks.iter().map(|block| block.0).collect(),
             media: open.media.iter().map(|item| SlotItem { item: item.clone(), features: None }).collect(),
             positions,
@@ -73,6 +76,13 @@ impl<B: Backend> Slot<B> {
     /// Tokens that the next `count` are.
     pub fn next(&self, count: usize) -> Range<usize> {
         self.computed..self.computed + count
+    }
+
+    /// Whether the next `count` tokens hold exactly one of the prompt, and the token before it is this sequence's own: it can be
+    /// computed once more, so that the one is not alone.
+    pub fn lone_prompt_row(&self, count: usize) -> bool {
+        let rows = self.next(count);
+        rows.end.min(self.prompt_tokens).saturating_sub(rows.start) == 1 && self.computed > self.cached
     }
 
     /// Notes that the next `count` tokens were computed; features that no later token needs are dropped.

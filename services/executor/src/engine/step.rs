@@ -125,7 +125,13 @@ impl<B: Backend> Engine<B> {
     fn forward(&mut self, shares: &[Share]) -> Result<Drawn, Broken> {
         let Self { backend, model, caches, slots, .. } = self;
         let owned = || shares.iter().filter_map(|share| slots.get(&share.slot).map(|slot| (*share, slot)));
-        let (inputs, vision) = assemble(backend, owned(), self.limits.block_tokens, self.keep_logits)?;
+        let (inputs, vision) = assemble(
+            backend,
+            owned(),
+            self.limits.block_tokens,
+            self.keep_logits,
+            self.limits.model.single_rows_differ,
+        )?;
         let (rows, vision) = (inputs.logit_rows.len(), vision.as_ref());
         let logits =
             backend.step(inputs, &mut |staged| model.forward(backend, &StepBatch { staged, vision }, caches))?;

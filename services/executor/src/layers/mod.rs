@@ -3,6 +3,7 @@
 
 pub mod attention;
 pub mod decoder;
+pub mod draft;
 pub mod ffn;
 pub mod head;
 pub mod kv_layout;
@@ -17,6 +18,7 @@ pub mod vision;
 
 pub use attention::{Attention, AttentionShape};
 pub use decoder::{Decoder, DecoderLayer, Mixer};
+pub use draft::DraftLayer;
 pub use ffn::{Ffn, SwiGlu};
 pub use head::LmHead;
 pub use kv_layout::KvLayout;

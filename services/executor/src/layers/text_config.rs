@@ -82,7 +82,8 @@ impl TextConfig {
     /// What an engine needs to know of a model with these sizes.
     pub fn spec(&self, vision: Option<PatchSpec>) -> ModelSpec {
         let kv_elements = self.layers * self.kv.elements();
-        ModelSpec { vocab: self.vocab, max_tokens: self.max_tokens, kv_elements, vision }
+        let single_rows_differ = matches!(self.kv, KvLayout::Latent { .. });
+        ModelSpec { vocab: self.vocab, max_tokens: self.max_tokens, kv_elements, single_rows_differ, vision }
     }
 
     /// One pool of keys and values for each layer.

@@ -1,5 +1,6 @@
 //! GLM-4.7-Flash: latent attention and experts with a shared one. Source: transformers `Glm4MoeLiteForCausalLM`
-//! (models.md §3). The checkpoint's last layer drafts tokens ahead (MTP); it is left out here as it is there.
+//! (models.md §3). The layer behind the last drafts tokens ahead (MTP); a model leaves it out as transformers does, and [`draft`]
+//! loads it by itself.
 
 use millrace_kernels::{Backend, SigmoidChoice};
 
@@ -9,7 +10,8 @@ use crate::checkpoint::{Fields, Loader, RopeConfig};
 use crate::error::ExecutorError;
 use crate::layers::moe::{ExpertShape, Moe, Router};
 use crate::layers::{
-    AttentionShape, DecoderLayer, Ffn, KvLayout, LanguageModel, LatentAttention, LatentShape, Mixer, SwiGlu, TextConfig,
+    AttentionShape, DecoderLayer, DraftLayer, Ffn, KvLayout, LanguageModel, LatentAttention, LatentShape, Mixer,
+    SwiGlu, TextConfig,
 };
 
 struct Config {
@@ -67,13 +69,44 @@ pub fn build<B: Backend + 'static>(
     loader: &mut Loader<'_, B>,
 ) -> Result<Box<dyn Model<B>>, ExecutorError> {
     let config = Config::read(fields)?;
-    for extra in 0..fields.optional_size("num_nextn_predict_layers")?.unwrap_or(0) {
+    for extra in 0..draft_layers(fields)? {
         let name = format!("model.layers.{}", config.text.layers + extra);
         let tensors = loader.leave_out(&name);
-        tracing::info!(name, tensors, "the draft layer is left out");
+        tracing::info!(name, tensors, "draft (MTP) layer recognised; left out until something asks for it");
     }
     let language = LanguageModel::load(loader, "model", &config.text, |own, index| layer(own, &config, index))?;
     Ok(Box::new(TextModel::new(config.text, language)))
+}
+
+fn draft_layers(fields: &Fields<'_>) -> Result<usize, ExecutorError> {
+    Ok(fields.optional_size("num_nextn_predict_layers")?.unwrap_or(0))
+}
+
+/// Loads the draft layer; `None` if the config has none.
+///
+/// # Errors
+/// Config or tensors that do not fit, or a draft layer with tables of its own (models.md §3.4: they are copies).
+pub fn draft<B: Backend>(
+    fields: &Fields<'_>,
+    loader: &mut Loader<'_, B>,
+) -> Result<Option<DraftLayer<B>>, ExecutorError> {
+    let config = Config::read(fields)?;
+    let index = config.text.layers;
+    let tables = [("embed_tokens.weight", "model.embed_tokens.weight"), ("shared_head.head.weight", "lm_head.weight")];
+    match draft_layers(fields)? {
+        0 => Ok(None),
+        1 => {
+            let (vocab, hidden) = (config.text.vocab, config.latent.hidden);
+            let mut own = loader.below(format!("model.layers.{index}"));
+            for (copy, table) in tables {
+                let copy = own.host(copy, &[vocab, hidden])?;
+                own.expect_copy(&copy, table)?;
+            }
+            let decoder = layer(&mut own, &Config { sparse: vec![true; index + 1], ..config }, index)?;
+            DraftLayer::load(&mut own, hidden, fields.number("rms_norm_eps", 1e-5)? as f32, decoder).map(Some)
+        }
+        n => Err(ExecutorError::Unsupported(format!("`num_nextn_predict_layers` = {n} (only 1)"))),
+    }
 }
 
 fn layer<B: Backend>(

@@ -11,6 +11,7 @@ use millrace_protocol::ready::MediaItem;
 
 use crate::checkpoint::{Checkpoint, Fields, Loader};
 use crate::error::ExecutorError;
+use crate::layers::DraftLayer;
 use crate::layers::vision::{PatchGrid, VisionFeatures};
 use crate::positions::Positions;
 use crate::step_batch::StepBatch;
@@ -24,6 +25,9 @@ pub struct ModelSpec {
     pub max_tokens: usize,
     /// Elements that one token takes in the caches of all layers.
     pub kv_elements: usize,
+    /// Whether a row that is alone in its sequence's step takes another form of attention than rows together do (latent
+    /// attention). The engine then sees to it that which form a token takes does not depend on how a step is cut.
+    pub single_rows_differ: bool,
     /// Geometry of patches, for models that see.
     pub vision: Option<PatchSpec>,
 }
@@ -117,4 +121,19 @@ pub fn load<B: Backend + 'static>(mut checkpoint: Checkpoint, backend: &B) -> Re
     let model = build(&name, &fields, &mut Loader::new(weights, backend))?;
     checkpoint.finish()?;
     Ok(model)
+}
+
+/// Loads the layer of `checkpoint` that drafts tokens ahead, by itself: the model leaves it out. `None` if there is none.
+///
+/// # Errors
+/// Config or tensors that do not fit.
+pub fn load_draft<B: Backend + 'static>(
+    mut checkpoint: Checkpoint,
+    backend: &B,
+) -> Result<Option<DraftLayer<B>>, ExecutorError> {
+    if checkpoint.architecture() != "Glm4MoeLiteForCausalLM" {
+        return Ok(None);
+    }
+    let (fields, weights) = checkpoint.parts()?;
+    glm4_moe_lite::draft(&fields, &mut Loader::new(weights, backend))
 }

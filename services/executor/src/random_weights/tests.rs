@@ -21,7 +21,7 @@ fn shapes(dir: &Path) -> BTreeMap<String, (String, Vec<usize>)> {
 
 #[test]
 fn every_family_has_the_tensors_of_transformers() {
-    for name in ["qwen3_vl", "qwen3", "qwen3_moe", "glm4_moe_lite"] {
+    for name in ["qwen3_vl", "qwen3", "qwen3_moe", "glm4_moe_lite", "qwen3_moe_one"] {
         let dir = tempfile::tempdir().unwrap();
         let summary = write_random(&fixture(name), dir.path(), &RandomOptions { layers: None, seed: 5 }).unwrap();
         assert_eq!(shapes(dir.path()), shapes(&fixture(name)), "{name}");

@@ -4,10 +4,12 @@ use millrace_executor::Dtype;
 
 use crate::fixture::Family;
 
-/// Largest share of transformers' own error, of the root mean square and of what one logit in a thousand exceeds.
+/// Largest share of transformers' own error: of the largest error over a fixture's cases, and for each case of the root mean
+/// square and of what one logit in a thousand exceeds.
+///
+/// The largest error of one case is one draw: two correct bf16 implementations differ in it by a third. Over all cases of a
+/// fixture it is the largest of a quarter of a million logits, which says something about the arithmetic.
 const SHARE: f32 = 1.25;
-/// The same of the largest error of all, which is one draw among tens of thousands.
-const MAX_SHARE: f32 = 1.5;
 
 fn check(name: &str) {
     let mut family = Family::open(name);
@@ -34,7 +36,7 @@ fn check(name: &str) {
         }
     }
     println!("{name}: max error {ours}, transformers {theirs}; {compared} of {rows} greedy tokens decided");
-    assert!(ours <= MAX_SHARE * theirs, "{name}: max error {ours}, transformers {theirs}");
+    assert!(ours <= SHARE * theirs, "{name}: max error {ours}, transformers {theirs}");
     assert!(compared * 2 > rows, "only {compared} of {rows} tokens stand out");
 }
 
@@ -62,4 +64,10 @@ fn qwen3_moe_is_as_exact_as_transformers() {
 #[test]
 fn glm4_moe_lite_is_as_exact_as_transformers() {
     check("glm4_moe_lite");
+}
+
+#[test]
+fn one_expert_a_token_is_as_exact_as_transformers() {
+    check("qwen3_moe_one");
+    check("glm4_moe_lite_one");
 }

@@ -5,6 +5,8 @@
 #[cfg(test)]
 mod bf16;
 #[cfg(test)]
+mod broken;
+#[cfg(test)]
 mod exact;
 #[cfg(test)]
 mod fixture;

@@ -8,7 +8,10 @@ use millrace_kernels::{
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Fault {
     None,
-    OtherGelu,
+    /// erf where the tower's blocks take tanh.
+    GeluOfBlocks,
+    /// tanh where its mergers take erf.
+    GeluOfMergers,
     NoPositionEmbeddings,
     PositionEmbeddingsShifted,
     NoQkNorm,
@@ -45,11 +48,12 @@ impl<B: Backend> Backend for MutantBackend<B> {
     type Logits = B::Logits;
 
     fn gelu(&self, x: &B::Tensor, kind: GeluKind) -> Done<B::Tensor> {
-        let other = match kind {
-            GeluKind::Tanh => GeluKind::Erf,
-            GeluKind::Erf => GeluKind::Tanh,
+        let kind = match (self.fault, kind) {
+            (Fault::GeluOfBlocks, GeluKind::Tanh) => GeluKind::Erf,
+            (Fault::GeluOfMergers, GeluKind::Erf) => GeluKind::Tanh,
+            _ => kind,
         };
-        self.inner.gelu(x, if self.fault == Fault::OtherGelu { other } else { kind })
+        self.inner.gelu(x, kind)
     }
 
     fn interpolate_rows(&self, table: &B::Tensor, index: &[[u32; 4]], weights: &[[f32; 4]]) -> Done<B::Tensor> {

@@ -1,6 +1,7 @@
 //! The command line: arguments and dispatch. One file per command.
 
 pub mod asyncapi;
+pub mod bench;
 pub mod cancel;
 pub mod caption;
 pub mod check;
@@ -58,6 +59,8 @@ pub enum Command {
     Check(check::CheckArgs),
     /// Generate one answer in this process, without NATS.
     Generate(Box<generate::GenerateArgs>),
+    /// Measure a service: publish jobs, read every result.
+    Bench(Box<bench::BenchArgs>),
     /// Write a checkpoint with random weights for a config.
     RandomWeights(random_weights::RandomWeightsArgs),
     /// Print the AsyncAPI document of the public subjects.
@@ -92,6 +95,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::run(&settings, args).await,
         Command::Check(args) => check::run(&settings, args).await,
         Command::Generate(args) => generate::run(&settings, *args).await,
+        Command::Bench(args) => bench::run(&settings, *args).await,
         Command::RandomWeights(args) => random_weights::run(args).await,
         Command::Asyncapi => asyncapi::run(),
     }

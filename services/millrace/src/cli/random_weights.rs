@@ -8,6 +8,7 @@ use anyhow::Context;
 use millrace_executor::random_weights::{RandomOptions, write_random};
 
 use crate::exit::usage;
+use crate::stand_in::write_stand_in;
 
 /// Options of `millrace random-weights`.
 #[derive(Debug, clap::Args)]
@@ -40,6 +41,9 @@ pub async fn run(args: RandomWeightsArgs) -> anyhow::Result<ExitCode> {
     let folder = out.clone();
     let written = tokio::task::spawn_blocking(move || write_random(&config, &folder, &RandomOptions { layers, seed }));
     let written = written.await?.map_err(|error| usage(error.to_string()))?;
+    if write_stand_in(&out)? {
+        eprintln!("millrace: the config has no tokenizer beside it: one that knows bytes alone stands in");
+    }
     let (tensors, parameters, bytes) = (written.tensors, written.parameters, written.bytes);
     let place = out.display();
     writeln!(std::io::stdout().lock(), "{tensors} tensors, {parameters} parameters, {bytes} bytes in {place}")?;
@@ -51,7 +55,8 @@ fn same(one: &Path, other: &Path) -> bool {
     matches!(paths, (Ok(one), Ok(other)) if one == other)
 }
 
-fn copy_others(from: &Path, to: &Path) -> std::io::Result<()> {
+/// Copies every file of a folder but config and weights.
+pub(super) fn copy_others(from: &Path, to: &Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;
         let name = entry.file_name();

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use millrace_config::LogFormat;
-use millrace_telemetry::{LogForm, init_logs};
+use millrace_telemetry::{LogForm, Registry, init_logs};
 
 use super::settings::{SettingsArgs, fetch_models, parse_models, replace_models};
 use crate::compose::{self, Roles};
@@ -39,5 +39,5 @@ pub async fn run(settings: &SettingsArgs, args: &ServeArgs, roles: Roles) -> any
     init_logs(form, &config.telemetry.log_filter).map_err(|error| usage(error.to_string()))?;
     replace_models(&mut config, &parse_models(&args.models)?);
     fetch_models(&mut config).await?;
-    compose::run(config, roles).await
+    compose::run(config, roles, Registry::new()).await
 }

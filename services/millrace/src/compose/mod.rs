@@ -3,6 +3,8 @@
 
 mod roles;
 
+pub use roles::load_options;
+
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -58,13 +60,14 @@ struct Shared {
     node: ActorId,
 }
 
-/// Runs until SIGTERM, Ctrl-C or a fatal fault; a signal drains first. All paths in `config.models` are folders.
+/// Runs until SIGTERM, Ctrl-C or a fatal fault; a signal drains first. All paths in `config.models` are folders; metrics go into
+/// `registry`.
 ///
 /// # Errors
 /// Whatever keeps an actor from starting, or ends it.
-pub async fn run(config: Config, roles: Roles) -> Result<ExitCode> {
+pub async fn run(config: Config, roles: Roles, registry: Registry) -> Result<ExitCode> {
     let (fatal, mut died) = watch::channel(None);
-    let shared = shared(config, roles, fatal).await?;
+    let shared = shared(config, roles, registry, fatal).await?;
     let admin =
         AdminServer::start(shared.config.telemetry.listen, shared.registry.clone(), shared.health.clone()).await?;
     let actors = Actors::start(shared.clone(), roles).await?;
@@ -101,7 +104,12 @@ pub async fn run(config: Config, roles: Roles) -> Result<ExitCode> {
     Ok(code)
 }
 
-async fn shared(config: Config, roles: Roles, fatal: watch::Sender<Option<String>>) -> Result<Shared> {
+async fn shared(
+    config: Config,
+    roles: Roles,
+    registry: Registry,
+    fatal: watch::Sender<Option<String>>,
+) -> Result<Shared> {
     let clock = Clock::system();
     let node = roles::new_id("node", &clock)?;
     let bus = Bus::connect(&config.nats, &config.streams, node.as_str(), clock.clone()).await?;
@@ -122,7 +130,7 @@ async fn shared(config: Config, roles: Roles, fatal: watch::Sender<Option<String
         bus,
         clock,
         health: Health::new(),
-        registry: Registry::new(),
+        registry,
         intake: DrainGate::new(),
         running: DrainGate::new(),
         fatal,
@@ -197,7 +205,10 @@ impl Actors {
                 let failed = actors.is_err();
                 // Nobody waits any more if the caller was dropped; then `stopped` ends at once as well.
                 let _ = started.send(actors.map(drop));
-                if !failed {
+                if failed {
+                    // Actors that were created before the fault must have started before the system goes away.
+                    tokio::task::yield_now().await;
+                } else {
                     let _ = stopped.await;
                 }
             });

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use millrace_config::{Dtype, Model};
+use millrace_config::{Dtype, Executor, Model};
 use millrace_executor::{Dtype as EngineDtype, ExecutorActor, ExecutorMetrics, ExecutorParts, KvBudget, LoadOptions};
 use millrace_preprocess::{Preparer, PreprocessActor, PreprocessMetrics, PreprocessParts};
 use millrace_protocol::ActorId;
@@ -54,12 +54,11 @@ pub(super) async fn start(shared: Shared, roles: Roles) -> Result<Running> {
     Ok(running)
 }
 
-async fn executor(shared: &Shared, model: &Model, metrics: &ExecutorMetrics) -> Result<actix::Addr<ExecutorActor>> {
-    let settings = &shared.config.executor;
-    let choice = settings.device;
-    let device = tokio::task::spawn_blocking(move || device_kind(choice)).await?;
-    let options = LoadOptions {
-        executor: new_id("exec", &shared.clock)?,
+/// How `[executor]` says that `model` is loaded. Where the device is `auto`, this looks for one.
+pub fn load_options(settings: &Executor, model: &Model, executor: ActorId) -> LoadOptions {
+    let device = device_kind(settings.device);
+    LoadOptions {
+        executor,
         model: model.name.clone(),
         device,
         dtype: match settings.dtype {
@@ -73,7 +72,11 @@ async fn executor(shared: &Shared, model: &Model, metrics: &ExecutorMetrics) -> 
         step_tokens: settings.step_tokens,
         step_patches: settings.step_patches,
         keep_logits: false,
-    };
+    }
+}
+
+async fn executor(shared: &Shared, model: &Model, metrics: &ExecutorMetrics) -> Result<actix::Addr<ExecutorActor>> {
+    let options = load_options(&shared.config.executor, model, new_id("exec", &shared.clock)?);
     let (folder, load) = (model.path.clone(), options.clone());
     let engine = tokio::task::spawn_blocking(move || millrace_executor::load(Path::new(&folder), &load)).await?;
     let engine = engine.with_context(|| format!("model `{}` in {}", model.name, model.path))?;

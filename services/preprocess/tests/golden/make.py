@@ -1,6 +1,6 @@
 """Writes this folder's goldens with the reference: transformers 5.17, torchvision 0.29 on the CPU.
 
-Run: PYTHON services/preprocess/tests/golden/make.py DEMO_MODEL_FOLDER
+Run: PYTHON services/preprocess/tests/golden/make.py [OUT_FOLDER]        (templates.py beside it writes templates.json)
 Inputs are formulas of a seed (`noise`), so that the files hold hashes instead of pixels.
 """
 
@@ -22,7 +22,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from transformers.video_utils import VideoMetadata
 
 HERE = pathlib.Path(__file__).parent
-DEMO = sys.argv[1]
+OUT = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else HERE
+DEMO = HERE / "demo"
 torch.set_num_threads(1)
 
 
@@ -42,7 +43,7 @@ def resized(image, height, width):
 
 
 def write(name, value):
-    (HERE / name).write_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+    (OUT / name).write_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 def resize_goldens():
@@ -166,6 +167,13 @@ SNIPPETS = [
     "{{ {'a': 1, 'b': [true, none, 'q\\'s', \"d\\\"q\"]} }}|{{ [1, 'a'] }}|{{ 'a' in d }}|{{ 'zz' not in d }}|{{ 'ell' in 'hello' }}",
     "{{ 1e16 }} {{ 1e-5 }} {{ 0.0001 }} {{ 123456789.125 }} {{ 1.0 }} {{ -0.0 }} {{ big|tojson }}",
     "{%- set parts = s.split() %}{{ parts[0] }}{{ parts|length }}{{ 'a,b,,c'.split(',') }}{{ 'a b c'.split(' ', 1) }}{{ 'Title me'.title() }}{{ 'x'.join(['a','b']) }}",
+    "{{ t ~ f ~ n ~ x ~ i ~ lst ~ d ~ zz ~ '!' }}|{{ 'a' ~ t if f ~ n else n ~ 'b' }}|{{ ('q' ~ n) + (f ~ '') }}|{{ [t ~ '', n ~ 1] }}|{{ i * 2 ~ -i ~ t is none }}",
+    "{% set v = n ~ '-' ~ t -%}{{ v }}{% macro m(a) %}{{ a ~ f }}{% endmacro %}{{ m(n) ~ m(t ~ n) }}{{ d['a'][1] ~ d.c.k ~ lst[0] ~ s[1:3] ~ (d|tojson) }}",
+    "{{ n|trim }}|{{ t|upper }}|{{ f|lower }}|{{ n|replace('N', 'n') }}|{{ x|trim }}|{{ t|string|length }}|{{ n|title }}|{{ f|capitalize }}|{{ n|default('d') }}|{{ n|default('d', true) }}",
+    "{{ lst|first }}{{ lst|last }}{{ d|length }}{{ lst|sum }}{{ lst|max }}{{ lst|reverse|list }}{{ lst|map('string')|list }}{{ [t, n, 'x']|map('string')|join('-') }}{{ lst|select('odd')|list }}",
+    "{{ lst == [1, 2, 3] }}{{ n is none }}{{ t and n }}{{ f or 'x' }}{{ not t }}{{ 1 < 2 }}{{ n == none }}",
+    "{{ s|indent(2) }}|{{ n is iterable }}{{ s is iterable }}{{ i is iterable }}{{ zz is iterable }}{{ d is iterable }}{{ n is sequence }}{{ s is sequence }}{{ d is sequence }}{{ t is number }}{{ i is integer }}{{ x is float }}{{ t is boolean }}{{ n is string }}{{ lst is sequence }}|{{ '%s-%d' % ('x', 3) if f else 'no' }}|{{ s.find('x') }}|{{ s.count('x') }}|{{ 'abc'[::-1] }}|{{ 'abc'[-2:] }}|{{ 'a-b'.replace('-', '_') }}|{{ ' x'.lstrip() }}",
+    "{% for m in lst %}{% if m == 3 %}{% break %}{% endif %}{{ loop.index ~ loop.last }}{% endfor %}{% for x in [] %}{% else %}empty{% endfor %}{% for m in lst if m > 1 %}{{ loop.index }}{{ loop.length }}{% endfor %}",
 ]
 CONTEXT = {"t": True, "f": False, "n": None, "x": 2.5, "i": 7, "lst": [1, 2, 3], "d": {"b": "é<&>", "a": [1, None, True], "c": {"k": 1.0}}, "s": " ax x\n\nb ",
            "big": [1e16, 1e22, 1e-7, 1.5e300, 12345678901234567, 0.1]}
