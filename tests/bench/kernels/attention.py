@@ -1,6 +1,7 @@
 """Checks and times the attention and linear kernels on the device: attention.py KERNELS_FOLDER OUT [part...].
 
-Parts: check, decode, linear, prefill, segment; all of them if none is named."""
+Parts: the checks paged_decode, skinny_linear, paged_prefill, segment_attention, paged_prefill_sm90; the timings decode, linear, prefill,
+segment. All of them if none is named."""
 import json
 import os
 import sys
@@ -29,7 +30,7 @@ def show(row):
 
 def main():
     names = [argument for argument in sys.argv[3:] if not argument.startswith("-")]
-    folder, out, parts = sys.argv[1], sys.argv[2], names or ["check", "decode", "linear", "prefill", "segment"]
+    folder, out, parts = sys.argv[1], sys.argv[2], names
     begin = time.time()
     variants = {name: value for name, value in VARIANTS.items() if os.path.exists(f"{folder}/{value[0]}.cu")}
     modules = {name: device.Module(path) for name, path in device.compile_all(folder, out, variants).items()}
@@ -50,8 +51,9 @@ def main():
         "prefill": lambda: prefill.time_prefill(modules["paged_prefill"], False) + (prefill.time_prefill(hopper, True) if hopper else []),
         "segment": lambda: prefill.time_segment(modules["segment_attention"]),
     }
-    for name, check in checks.items() if "check" in parts else ():
-        if name in modules:
+    parts = parts or [*checks, *timings]
+    for name, check in checks.items():
+        if name in modules and name in parts:
             try:
                 show({"check": name, "error_over_plain": check(), "s": time.time() - begin})
             except Exception:  # The other parts still run.
@@ -65,7 +67,7 @@ def main():
                 print(f"{name}: {time.time() - begin:.0f} s", flush=True)
             except Exception:
                 traceback.print_exc()
-    with open(os.path.join(out, "kernels.json"), "w") as file:
+    with open(os.path.join(out, f"kernels-{parts[-1]}.json"), "w") as file:
         json.dump(report, file, indent=1)
 
 

@@ -1,5 +1,6 @@
 """Compiles device code with nvcc, loads it and launches it through the driver, and times it. No Python package but torch."""
 import ctypes
+import glob
 import os
 import statistics
 import subprocess
@@ -27,13 +28,16 @@ def check(code, what):
 
 
 def compile_all(folder, out, variants):
-    """variants: {name: (stem, [-D flags])}. Returns {name: path of cubin}; compiles all at once."""
-    running = {}
+    """variants: {name: (stem, [-D flags])}. Returns {name: path of cubin}; compiles at once what is not there yet."""
+    running, done = {}, {}
     for name, (stem, defines) in variants.items():
         path = os.path.join(out, name + ".cubin")
+        sources = [f"{folder}/{stem}.cu", *glob.glob(f"{folder}/include/*.cuh")]
+        if os.path.exists(path) and all(os.path.getmtime(source) < os.path.getmtime(path) for source in sources):
+            done[name] = path
+            continue
         command = ["nvcc", *FLAGS, *defines, f"-I{folder}/include", f"{folder}/{stem}.cu", "-o", path]
         running[name] = (path, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    done = {}
     for name, (path, process) in running.items():
         log, _ = process.communicate()
         if process.returncode != 0:
