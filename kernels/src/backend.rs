@@ -217,8 +217,9 @@ pub trait Backend: Send + Sync + Sized {
     /// in all `None` if this device leaves draws like these to the host.
     fn draw(&self, logits: &Self::Logits, draws: &[Draw]) -> Result<Option<Vec<Option<u32>>>, KernelError>;
 
-    /// Frequencies (`f32`, see [`crate::angle`]) and the axis (0 temporal, 1 height, 2 width) that each turns with.
-    fn frequencies(&self, inverse: &[f32], axes: &[u32]) -> Result<Self::Frequencies, KernelError>;
+    /// Frequencies (`f32`, see [`crate::angle`]) and the axis (0 temporal, 1 height, 2 width) that each turns with;
+    /// positions stay below `positions`.
+    fn frequencies(&self, inverse: &[f32], axes: &[u32], positions: usize) -> Result<Self::Frequencies, KernelError>;
     /// cos and sin of every frequency at `positions [T * 3]` -> `[T, frequencies]`, each rounded to f32, then to the dtype.
     fn rope_table(
         &self,

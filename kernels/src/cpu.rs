@@ -151,7 +151,7 @@ impl Backend for CpuBackend {
         typed!(self, rows::winners(logits)).map(Some)
     }
 
-    fn frequencies(&self, inverse: &[f32], axes: &[u32]) -> Result<CpuFrequencies, KernelError> {
+    fn frequencies(&self, inverse: &[f32], axes: &[u32], _positions: usize) -> Result<CpuFrequencies, KernelError> {
         CpuFrequencies::new(inverse, axes)
     }
 

@@ -1,18 +1,15 @@
-//! Launches of `rope.cu` and of the attention kernels, and the choice among them.
+//! Launches of the attention kernels, and the choice among them.
 
 use super::CudaBackend;
 use super::driver::{Argument, Driver, Launch};
 use super::memory::{Memory, Owned};
 use super::tensor::{CudaBatch, CudaGeometry, CudaKvCache, CudaTensor, Tiles};
 use super::tiles;
-use crate::backend::RopeTable;
 use crate::error::KernelError;
 use crate::view::shape_error;
 
 /// Longest head that `attention.cu` and `rope.cu` take.
-const MOST_HEAD_DIM: usize = 256;
-/// Heads of one block of the fused pass before attention.
-const HEADS_A_BLOCK: usize = 8;
+pub(super) const MOST_HEAD_DIM: usize = 256;
 
 /// Kernels of the specialised attention files.
 pub(super) const KERNELS: &[(&str, &[&str])] = &[
@@ -94,15 +91,15 @@ fn decode_kernel(heads: &Heads, sequences: usize, block_tokens: usize) -> Option
 }
 
 /// Sizes of a step's attention.
-struct Heads {
-    query: usize,
-    kv: usize,
-    dim: usize,
+pub(super) struct Heads {
+    pub(super) query: usize,
+    pub(super) kv: usize,
+    pub(super) dim: usize,
 }
 
 impl CudaKvCache {
     /// Query heads in a row of `width` elements that also holds `others` heads.
-    fn heads(&self, op: &'static str, width: usize, others: usize) -> Result<Heads, KernelError> {
+    pub(super) fn heads(&self, op: &'static str, width: usize, others: usize) -> Result<Heads, KernelError> {
         let (kv, dim) = (self.kv_heads, self.head_dim);
         let query = (width / dim).saturating_sub(others);
         if !width.is_multiple_of(dim) || query == 0 || !query.is_multiple_of(kv) {
@@ -111,7 +108,7 @@ impl CudaKvCache {
         Ok(Heads { query, kv, dim })
     }
 
-    fn check(&self, op: &'static str, batch: &CudaBatch, rows: usize) -> Result<(), KernelError> {
+    pub(super) fn check(&self, op: &'static str, batch: &CudaBatch, rows: usize) -> Result<(), KernelError> {
         if batch.rows != rows || batch.block_tokens != self.block_tokens {
             let (own, blocks) = (batch.rows, batch.block_tokens);
             let what = format!("{own} rows in blocks of {blocks} for {rows} rows in blocks of {}", self.block_tokens);
@@ -127,48 +124,6 @@ impl CudaKvCache {
 }
 
 impl CudaBackend {
-    #[allow(clippy::too_many_arguments)] // As the trait's method.
-    pub(super) fn norm_rope_write(
-        &self,
-        qkv: &CudaTensor,
-        [q_norm, k_norm]: [&CudaTensor; 2],
-        eps: f32,
-        rope: &RopeTable<CudaTensor>,
-        batch: &CudaBatch,
-        cache: &CudaKvCache,
-    ) -> Result<CudaTensor, KernelError> {
-        let op = "qkv_norm_rope_cache_write";
-        let (tokens, width) = qkv.matrix(op)?;
-        let Heads { query, kv, dim } = cache.heads(op, width, 2 * cache.kv_heads)?;
-        if !dim.is_multiple_of(2) || dim > MOST_HEAD_DIM {
-            return Err(shape_error(op, format!("heads of {dim}: even sizes up to {MOST_HEAD_DIM} are taken")));
-        }
-        q_norm.expect(op, "q_norm", &[dim])?;
-        k_norm.expect(op, "k_norm", &[dim])?;
-        rope.cos.expect(op, "cos", &[tokens, dim / 2])?;
-        rope.sin.expect(op, "sin", &[tokens, dim / 2])?;
-        cache.check(op, batch, tokens)?;
-        let out = self.activation(&[tokens, query * dim])?;
-        let arguments = [
-            qkv.argument(),
-            q_norm.argument(),
-            k_norm.argument(),
-            rope.cos.argument(),
-            rope.sin.argument(),
-            Argument::Pointer(batch.slots),
-            out.argument(),
-            Argument::Pointer(cache.keys.pointer),
-            Argument::Pointer(cache.values.pointer),
-            Argument::Int(query as i32),
-            Argument::Int(kv as i32),
-            Argument::Int(dim as i32),
-            Argument::Float(eps),
-        ];
-        let blocks = (query + 2 * kv).div_ceil(HEADS_A_BLOCK);
-        self.driver.launch(op, Launch::rows(tokens, 32 * HEADS_A_BLOCK as u32).grid_y(blocks), &arguments)?;
-        Ok(out)
-    }
-
     pub(super) fn attend(
         &self,
         q: &CudaTensor,

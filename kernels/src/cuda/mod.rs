@@ -9,6 +9,7 @@ mod linear;
 mod memory;
 mod norm;
 mod pinned;
+mod rope;
 mod rows;
 mod sample;
 mod staging;
@@ -25,12 +26,11 @@ use half::bf16;
 pub use step::CudaLogits;
 pub use tensor::{CudaBatch, CudaFrequencies, CudaGeometry, CudaIndices, CudaKvCache, CudaTensor};
 
-use crate::angles;
 use crate::backend::{Backend, Draw, GeluKind, PatchPage, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
 use crate::error::KernelError;
 use crate::view::shape_error;
 use attention::DecodeScratch;
-use driver::{Argument, Driver, Launch};
+use driver::Driver;
 use linear::Linear;
 use memory::Memory;
 use step::Steps;
@@ -169,12 +169,8 @@ impl Backend for CudaBackend {
         self.draw_rows(logits, draws).map(Some)
     }
 
-    fn frequencies(&self, inverse: &[f32], axes: &[u32]) -> Result<CudaFrequencies, KernelError> {
-        angles::check("frequencies", inverse, axes)?;
-        let words: Vec<u32> = inverse.iter().map(|value| value.to_bits()).chain(axes.iter().copied()).collect();
-        let memory = self.memory.allocate(4 * words.len())?;
-        self.write(&words, memory.pointer)?;
-        Ok(CudaFrequencies { memory, count: inverse.len() })
+    fn frequencies(&self, inverse: &[f32], axes: &[u32], positions: usize) -> Result<CudaFrequencies, KernelError> {
+        self.make_rope_table(inverse, axes, positions)
     }
 
     fn rope_table(
@@ -182,23 +178,7 @@ impl Backend for CudaBackend {
         frequencies: &CudaFrequencies,
         positions: &CudaIndices,
     ) -> Result<RopeTable<CudaTensor>, KernelError> {
-        let op = "rope_table";
-        if !positions.count.is_multiple_of(3) {
-            return Err(shape_error(op, format!("{} positions are not rows of three", positions.count)));
-        }
-        let (tokens, half) = (positions.count / 3, frequencies.count);
-        let (cos, sin) = (self.activation(&[tokens, half])?, self.activation(&[tokens, half])?);
-        let arguments = [
-            positions.argument(),
-            Argument::Pointer(frequencies.memory.pointer),
-            Argument::Pointer(frequencies.memory.pointer + 4 * half as u64),
-            cos.argument(),
-            sin.argument(),
-            Argument::Int(half as i32),
-            Argument::Int((tokens * half) as i32),
-        ];
-        self.driver.launch("rope_angles", Launch::rows((tokens * half).div_ceil(128), 128), &arguments)?;
-        Ok(RopeTable { cos, sin })
+        self.gather_rope(frequencies, positions)
     }
 
     fn kv_cache(

@@ -164,10 +164,13 @@ pub(super) struct Tiles {
     pub(super) skip_single: bool,
 }
 
-/// Frequencies of a rotation: f32 and axes.
+/// The table of a rotation's cos and sin, `[positions, frequencies]` each, and the axis of each frequency.
 #[derive(Debug)]
 pub struct CudaFrequencies {
-    pub(super) memory: Owned,
+    pub(super) cos: CudaTensor,
+    pub(super) sin: CudaTensor,
+    pub(super) axes: Owned,
+    pub(super) positions: usize,
     pub(super) count: usize,
 }
 

@@ -143,8 +143,8 @@ impl<B: Backend> Backend for MutantBackend<B> {
     fn draw(&self, logits: &B::Logits, draws: &[Draw]) -> Done<Option<Vec<Option<u32>>>> {
         self.inner.draw(logits, draws)
     }
-    fn frequencies(&self, inverse: &[f32], axes: &[u32]) -> Done<B::Frequencies> {
-        self.inner.frequencies(inverse, axes)
+    fn frequencies(&self, inverse: &[f32], axes: &[u32], positions: usize) -> Done<B::Frequencies> {
+        self.inner.frequencies(inverse, axes, positions)
     }
     fn rope_table(&self, frequencies: &B::Frequencies, positions: &B::Indices) -> Done<RopeTable<B::Tensor>> {
         self.inner.rope_table(frequencies, positions)
