@@ -62,11 +62,12 @@ __device__ void attend(Shared& shared, Key key, Value value, int visible, int he
 }
 
 // q, out [T, heads head_dim]; pools [blocks, block_tokens, kv_heads, head_dim]; table [sequences, stride]; context
-// [sequences]; query_start [sequences + 1]. Grid: x = row, y = head.
+// [sequences]; query_start [sequences + 1]. With `skip_single`, sequences of one row are left alone: another kernel has them.
+// Grid: x = row, y = head.
 extern "C" __global__ void paged_attention_any(const bf16* q, const bf16* keys, const bf16* values, const int* table,
                                                const int* context, const int* query_start, bf16* out, int sequences,
                                                int stride, int heads, int kv_heads, int head_dim, int block_tokens,
-                                               float scale) {
+                                               int skip_single, float scale) {
     __shared__ Shared shared;
     const int row = blockIdx.x, head = blockIdx.y, kv_head = head / (heads / kv_heads);
     int low = 0, high = sequences;
@@ -74,6 +75,7 @@ extern "C" __global__ void paged_attention_any(const bf16* q, const bf16* keys, 
         const int middle = (low + high) / 2;
         if (query_start[middle] <= row) low = middle; else high = middle;
     }
+    if (skip_single && query_start[low + 1] - query_start[low] == 1) return;
     const int visible = max(0, context[low] - (query_start[low + 1] - 1 - row));
     const bf16* query = q + (size_t(row) * heads + head) * head_dim;
     for (int d = threadIdx.x; d < head_dim; d += THREADS) shared.query[d] = widen(query[d]);

@@ -2,20 +2,29 @@
 // half-split RoPE with Hugging Face's three roundings, keys and values into their pages.
 #include "numeric.cuh"
 
-// cos, sin [tokens, half]: angle = f32(position on the frequency's axis) * frequency, rounded to f32 before cos and sin, which
-// are taken in f64. Grid: x over tokens x half.
-extern "C" __global__ void rope_angles(const unsigned* positions, const float* frequencies, const unsigned* axes, bf16* cosines,
-                                       bf16* sines, int half, int count) {
+// The table [positions, half] of cos and sin, made once: angle = f32(position) * frequency, rounded to f32 before cos and sin,
+// which are taken in f64, rounded to f32, then to bf16. Grid: x over positions x half.
+extern "C" __global__ void rope_table(const float* frequencies, bf16* cosines, bf16* sines, int half, size_t count) {
+    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    double sine, cosine;
+    sincos(double(__fmul_rn(float(i / half), frequencies[i % half])), &sine, &cosine);
+    cosines[i] = narrow(float(cosine));
+    sines[i] = narrow(float(sine));
+}
+
+// Rows of the table at positions [tokens, 3], each frequency at the position on its axis. Grid: x over tokens x half.
+extern "C" __global__ void rope_gather(const unsigned* positions, const unsigned* axes, const bf16* cosines, const bf16* sines,
+                                       bf16* cos_out, bf16* sin_out, int half, int rows, int count) {
     release_next();
     wait_for_previous();
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
     const int token = i / half, frequency = i % half;
-    const float position = float(positions[token * 3 + axes[frequency]]);
-    double sine, cosine;
-    sincos(double(__fmul_rn(position, frequencies[frequency])), &sine, &cosine);
-    cosines[i] = narrow(float(cosine));
-    sines[i] = narrow(float(sine));
+    // The host checks positions before a step, but not before a replay.
+    const size_t from = size_t(min(positions[token * 3 + axes[frequency]], unsigned(rows - 1))) * half + frequency;
+    cos_out[i] = cosines[from];
+    sin_out[i] = sines[from];
 }
 
 // Pairs (i, i + head_dim / 2) of one head that a lane holds: head_dim up to 32 x 2 x PAIRS.

@@ -55,3 +55,13 @@ extern "C" __global__ void interpolate_rows(const bf16* table, const uint4* inde
         out[size_t(blockIdx.x) * width + i] = narrow(sum);
     }
 }
+
+// Frame blockIdx.x of `area` pixels, `temporal` times in a row. Grid: x = patch and channel.
+extern "C" __global__ void repeat_frames(const bf16* frames, bf16* out, int area, int temporal) {
+    const bf16* from = frames + size_t(blockIdx.x) * area;
+    bf16* to = out + size_t(blockIdx.x) * temporal * area;
+    for (int i = threadIdx.x; i < area; i += blockDim.x) {
+        const bf16 pixel = from[i];
+        for (int t = 0; t < temporal; ++t) to[t * area + i] = pixel;
+    }
+}

@@ -88,6 +88,55 @@ pub struct Staged<B: Backend> {
     pub logit_rows: B::Indices,
 }
 
+/// Normalised patches of one item as its page holds them, little-endian: `[rows, channels, slots, area]`.
+#[derive(Debug, Clone, Copy)]
+pub struct PatchPage<'a> {
+    /// All elements.
+    pub bytes: &'a [u8],
+    /// BF16 or F32.
+    pub dtype: candle_core::DType,
+    /// Patches.
+    pub rows: usize,
+    /// Colour channels.
+    pub channels: usize,
+    /// Frames that are stored: one for a still, else all that a patch has.
+    pub slots: usize,
+    /// Pixels of one frame of a patch.
+    pub area: usize,
+}
+
+impl PatchPage<'_> {
+    /// Errors unless the bytes are as many as the sizes say and frames can be repeated `temporal` times or are all there.
+    pub(crate) fn check(&self, temporal: usize) -> Result<(), KernelError> {
+        let elements = self.rows * self.channels * self.slots * self.area;
+        if self.bytes.len() != elements * self.dtype.size_in_bytes() || (self.slots != 1 && self.slots != temporal) {
+            let Self { bytes, rows, channels, slots, area, .. } = self;
+            let what = format!("{} bytes for {rows} x {channels} x {slots} x {area} of {temporal}", bytes.len());
+            return Err(KernelError::Shape { op: "patches", what });
+        }
+        Ok(())
+    }
+
+    /// The elements as f32, each frame of a still `temporal` times.
+    pub(crate) fn floats(&self, temporal: usize) -> Result<Vec<f32>, KernelError> {
+        let stored: Vec<f32> = match self.dtype {
+            candle_core::DType::F32 => self.bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            candle_core::DType::BF16 => {
+                self.bytes.as_chunks::<2>().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect()
+            }
+            other => return Err(KernelError::Dtype { op: "patches", dtype: format!("{other:?}") }),
+        };
+        if self.slots == temporal {
+            return Ok(stored);
+        }
+        Ok(stored
+            .chunks(self.area.max(1))
+            .flat_map(|frame| std::iter::repeat_n(frame, temporal).flatten())
+            .copied()
+            .collect())
+    }
+}
+
 /// Bidirectional attention segments of the vision tower: rows `start[i]..start[i + 1]` see each other only.
 #[derive(Debug, Clone, Default)]
 pub struct Segments {
@@ -134,12 +183,18 @@ pub trait Backend: Send + Sync + Sized {
     /// Element type of activations and weights.
     fn dtype(&self) -> candle_core::DType;
 
+    /// Bytes free on a device that has memory of its own.
+    fn free_bytes(&self) -> Result<Option<u64>, KernelError>;
+
     /// Takes a weight (from memory-mapped safetensors) onto the device in [`Self::dtype`].
     fn weight(&self, host: &candle_core::Tensor) -> Result<Self::Tensor, KernelError>;
     /// Takes a weight onto the device in f32 whatever the model's dtype (a router's score bias).
     fn weight_f32(&self, host: &candle_core::Tensor) -> Result<Self::Tensor, KernelError>;
     /// Takes f32 host values onto the device in [`Self::dtype`] (one rounding).
     fn upload(&self, values: &[f32], shape: &[usize]) -> Result<Self::Tensor, KernelError>;
+    /// Patches of all `pages` one below the other, `[rows, channels * temporal * area]`, one rounding; a still's only frame is
+    /// repeated in time.
+    fn patches(&self, pages: &[PatchPage<'_>], temporal: usize) -> Result<Self::Tensor, KernelError>;
     /// Copies to the host as f32.
     fn to_host(&self, x: &Self::Tensor) -> Result<Vec<f32>, KernelError>;
     /// Shape.
@@ -162,8 +217,9 @@ pub trait Backend: Send + Sync + Sized {
     /// in all `None` if this device leaves draws like these to the host.
     fn draw(&self, logits: &Self::Logits, draws: &[Draw]) -> Result<Option<Vec<Option<u32>>>, KernelError>;
 
-    /// Frequencies (`f32`, see [`crate::angle`]) and the axis (0 temporal, 1 height, 2 width) that each turns with.
-    fn frequencies(&self, inverse: &[f32], axes: &[u32]) -> Result<Self::Frequencies, KernelError>;
+    /// Frequencies (`f32`, see [`crate::angle`]) and the axis (0 temporal, 1 height, 2 width) that each turns with;
+    /// positions stay below `positions`.
+    fn frequencies(&self, inverse: &[f32], axes: &[u32], positions: usize) -> Result<Self::Frequencies, KernelError>;
     /// cos and sin of every frequency at `positions [T * 3]` -> `[T, frequencies]`, each rounded to f32, then to the dtype.
     fn rope_table(
         &self,
@@ -230,6 +286,10 @@ pub trait Backend: Send + Sync + Sized {
     ) -> Result<Self::Tensor, KernelError>;
     /// `gate_up [T, 2I]` (gate first): round(round(silu_f32(gate)) * up) -> [T, I].
     fn swiglu(&self, gate_up: &Self::Tensor) -> Result<Self::Tensor, KernelError>;
+    /// [`Self::swiglu`] of [`Self::linear`] with `gate_up [2I, H]` (gate rows first): `x [T, H]` -> `[T, I]`.
+    fn linear_swiglu(&self, x: &Self::Tensor, gate_up: &Self::Tensor) -> Result<Self::Tensor, KernelError> {
+        self.swiglu(&self.linear(x, gate_up, None)?)
+    }
     /// GELU, f32 inside, one rounding.
     fn gelu(&self, x: &Self::Tensor, kind: GeluKind) -> Result<Self::Tensor, KernelError>;
 

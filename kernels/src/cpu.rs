@@ -7,7 +7,9 @@ use candle_core::{DType, Device, Tensor};
 use half::bf16;
 
 use crate::angles::CpuFrequencies;
-use crate::backend::{Backend, Draw, GeluKind, Ragged, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
+use crate::backend::{
+    Backend, Draw, GeluKind, PatchPage, Ragged, RopeTable, Segments, SigmoidChoice, Staged, StepInputs,
+};
 use crate::error::KernelError;
 use crate::host::Host;
 use crate::kv_cache::CpuKvCache;
@@ -77,6 +79,10 @@ impl Backend for CpuBackend {
         self.dtype
     }
 
+    fn free_bytes(&self) -> Result<Option<u64>, KernelError> {
+        Ok(None)
+    }
+
     fn weight(&self, host: &Tensor) -> Result<Tensor, KernelError> {
         Ok(host.to_device(&Device::Cpu)?.to_dtype(self.dtype)?.contiguous()?)
     }
@@ -93,6 +99,17 @@ impl Backend for CpuBackend {
             DType::BF16 => tensor::<bf16>(values.iter().map(|&v| crate::element::Element::narrow(v)).collect(), shape),
             _ => tensor(values.to_vec(), shape),
         }
+    }
+
+    fn patches(&self, pages: &[PatchPage<'_>], temporal: usize) -> Result<Tensor, KernelError> {
+        let Some(first) = pages.first() else { return Err(shape_error("patches", "no pages")) };
+        let mut values = Vec::new();
+        for page in pages {
+            page.check(temporal)?;
+            values.extend(page.floats(temporal)?);
+        }
+        let rows = pages.iter().map(|page| page.rows).sum();
+        self.upload(&values, &[rows, first.channels * temporal * first.area])
     }
 
     fn to_host(&self, x: &Tensor) -> Result<Vec<f32>, KernelError> {
@@ -134,7 +151,7 @@ impl Backend for CpuBackend {
         typed!(self, rows::winners(logits)).map(Some)
     }
 
-    fn frequencies(&self, inverse: &[f32], axes: &[u32]) -> Result<CpuFrequencies, KernelError> {
+    fn frequencies(&self, inverse: &[f32], axes: &[u32], _positions: usize) -> Result<CpuFrequencies, KernelError> {
         CpuFrequencies::new(inverse, axes)
     }
 

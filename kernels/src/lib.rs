@@ -33,7 +33,7 @@ mod threads;
 mod view;
 
 pub use angles::{CpuFrequencies, angle};
-pub use backend::{Backend, Draw, GeluKind, Ragged, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
+pub use backend::{Backend, Draw, GeluKind, PatchPage, Ragged, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
 pub use cpu::{CpuBackend, CpuGeometry};
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaBackend, CudaLogits};

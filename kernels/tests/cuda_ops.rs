@@ -204,7 +204,7 @@ impl Attention {
 impl Op for Attention {
     fn run<D: Backend>(&self, b: &D) -> Vec<f32> {
         let [query, kv, d] = self.heads;
-        let frequencies = b.frequencies(&self.inverse, &self.axes).unwrap();
+        let frequencies = b.frequencies(&self.inverse, &self.axes, 1000).unwrap();
         let [q_norm, k_norm] = [0, 1].map(|n| b.upload(&self.norms[n], &[d]).unwrap());
         let mut cache = b.kv_cache(self.blocks, self.block_tokens, kv, d).unwrap();
         let mut values = Vec::new();

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Tensor, TensorId};
-use millrace_kernels::{Backend, CpuBackend, CpuKvCache, CpuRouting, Draw, Staged, StepInputs};
+use millrace_kernels::{Backend, CpuBackend, CpuKvCache, CpuRouting, Draw, PatchPage, Staged, StepInputs};
 use millrace_kernels::{GeluKind, KernelError, Ragged, RopeTable, Segments, SigmoidChoice};
 
 /// One call.
@@ -118,7 +118,9 @@ impl Backend for Recorder {
         fn indices(&self, values: Vec<u32>) -> Done<Indices>;
         fn logits_to_host(&self, logits: &Logits) -> Done<Vec<f32>>;
         fn draw(&self, logits: &Logits, draws: &[Draw]) -> Done<Option<Vec<Option<u32>>>>;
-        fn frequencies(&self, inverse: &[f32], axes: &[u32]) -> Done<Frequencies>;
+        fn frequencies(&self, inverse: &[f32], axes: &[u32], positions: usize) -> Done<Frequencies>;
+        fn free_bytes(&self) -> Done<Option<u64>>;
+        fn patches(&self, pages: &[PatchPage<'_>], temporal: usize) -> Done<Tensor>;
         fn rope_table(&self, frequencies: &Frequencies, positions: &Indices) -> Done<RopeTable<Tensor>>;
         fn geometry(&self, cos: Vec<f32>, sin: Vec<f32>, segments: Segments) -> Done<Geometry>;
         fn segment_attention(&self, qkv: &Tensor, heads: usize, geometry: &Geometry, scale: f32) -> Done<Tensor>;

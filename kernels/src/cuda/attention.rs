@@ -1,30 +1,105 @@
-//! Launches of `rope.cu` and of the attention kernels, and the choice among them.
+//! Launches of the attention kernels, and the choice among them.
 
 use super::CudaBackend;
-use super::driver::{Argument, Launch};
-use super::tensor::{CudaBatch, CudaGeometry, CudaKvCache, CudaTensor};
-use crate::backend::RopeTable;
+use super::driver::{Argument, Driver, Launch};
+use super::memory::{Memory, Owned};
+use super::tensor::{CudaBatch, CudaGeometry, CudaKvCache, CudaTensor, Tiles};
+use super::tiles;
 use crate::error::KernelError;
 use crate::view::shape_error;
 
 /// Longest head that `attention.cu` and `rope.cu` take.
-const MOST_HEAD_DIM: usize = 256;
-/// Heads of one block of the fused pass before attention.
-const HEADS_A_BLOCK: usize = 8;
+pub(super) const MOST_HEAD_DIM: usize = 256;
 
 /// Kernels of the specialised attention files.
-pub(super) const KERNELS: &[(&str, &[&str])] = &[];
+pub(super) const KERNELS: &[(&str, &[&str])] = &[
+    ("paged_decode", &DECODE),
+    ("paged_prefill", &["paged_prefill_d64", "paged_prefill_d128"]),
+    ("segment_attention", &["segment_rope", "segment_attention_d64", "segment_attention_d72", "segment_attention_d80"]),
+];
+
+/// Kernels that hold a tile of queries, and of keys and values twice: all take this much dynamic shared memory for heads of
+/// `dim`.
+fn tile_shared(dim: usize) -> usize {
+    320 * (dim.next_multiple_of(16) + 8) * 2
+}
+
+/// Kernel of segment attention for heads of `dim`, if there is one.
+fn segment_kernel(dim: usize) -> Option<&'static str> {
+    match dim {
+        64 => Some("segment_attention_d64"),
+        72 => Some("segment_attention_d72"),
+        80 => Some("segment_attention_d80"),
+        _ => None,
+    }
+}
+
+/// Kernel of prefill attention for heads of `dim` over blocks of `block_tokens`, if there is one.
+fn prefill_kernel(dim: usize, block_tokens: usize) -> Option<&'static str> {
+    match (dim, block_tokens.is_power_of_two() && block_tokens >= 8) {
+        (64, true) => Some("paged_prefill_d64"),
+        (128, true) => Some("paged_prefill_d128"),
+        _ => None,
+    }
+}
+
+/// Of paged_decode.cu, by head size and by whether a kv head has more than eight query heads.
+const DECODE: [&str; 4] =
+    ["paged_decode_d128_g8", "paged_decode_d128_g16", "paged_decode_d64_g8", "paged_decode_d64_g16"];
+/// Query heads of a kv head that it takes at most.
+const MOST_GROUP: usize = 16;
+/// Blocks that share a multiprocessor.
+const DECODE_BLOCKS: usize = 2;
+/// (sequence, kv head) pairs of one launch at most.
+const MOST_PAIRS: usize = 1 << 16;
+
+/// What decode attention's blocks leave for each other between their parts.
+#[derive(Debug)]
+pub(super) struct DecodeScratch {
+    partial: Owned,
+    arrived: Owned,
+}
+
+impl DecodeScratch {
+    pub fn new(driver: &Driver, memory: &Memory) -> Result<Self, KernelError> {
+        for kernel in KERNELS.iter().flat_map(|(_, names)| names.iter()).filter(|name| **name != "segment_rope") {
+            driver.allow_shared(kernel, driver.shared_bytes)?;
+        }
+        let blocks = DECODE_BLOCKS * driver.multiprocessors;
+        let partial = memory.allocate(4 * 2 * blocks * MOST_GROUP * (128 + 2))?;
+        Ok(Self { partial, arrived: memory.allocate(4 * MOST_PAIRS)? })
+    }
+
+    /// The counters, which start at zero: where, and how many bytes.
+    pub fn counters(&self) -> (u64, usize) {
+        (self.arrived.pointer, 4 * MOST_PAIRS)
+    }
+}
+
+/// Kernel and dynamic shared memory of decode attention, if it takes this problem.
+fn decode_kernel(heads: &Heads, sequences: usize, block_tokens: usize) -> Option<(&'static str, usize)> {
+    let group = heads.query / heads.kv;
+    let fits = block_tokens.is_power_of_two() && block_tokens >= 8 && sequences * heads.kv <= MOST_PAIRS;
+    let wide = usize::from(group > MOST_GROUP / 2);
+    let first = match heads.dim {
+        128 => 0,
+        64 => 2,
+        _ => return None,
+    };
+    let shared = 3 * 4 * 64 * 128 + 11_264 + 8 * (sequences + 1);
+    (fits && group <= MOST_GROUP).then(|| (DECODE[first + wide], shared))
+}
 
 /// Sizes of a step's attention.
-struct Heads {
-    query: usize,
-    kv: usize,
-    dim: usize,
+pub(super) struct Heads {
+    pub(super) query: usize,
+    pub(super) kv: usize,
+    pub(super) dim: usize,
 }
 
 impl CudaKvCache {
     /// Query heads in a row of `width` elements that also holds `others` heads.
-    fn heads(&self, op: &'static str, width: usize, others: usize) -> Result<Heads, KernelError> {
+    pub(super) fn heads(&self, op: &'static str, width: usize, others: usize) -> Result<Heads, KernelError> {
         let (kv, dim) = (self.kv_heads, self.head_dim);
         let query = (width / dim).saturating_sub(others);
         if !width.is_multiple_of(dim) || query == 0 || !query.is_multiple_of(kv) {
@@ -33,7 +108,7 @@ impl CudaKvCache {
         Ok(Heads { query, kv, dim })
     }
 
-    fn check(&self, op: &'static str, batch: &CudaBatch, rows: usize) -> Result<(), KernelError> {
+    pub(super) fn check(&self, op: &'static str, batch: &CudaBatch, rows: usize) -> Result<(), KernelError> {
         if batch.rows != rows || batch.block_tokens != self.block_tokens {
             let (own, blocks) = (batch.rows, batch.block_tokens);
             let what = format!("{own} rows in blocks of {blocks} for {rows} rows in blocks of {}", self.block_tokens);
@@ -49,48 +124,6 @@ impl CudaKvCache {
 }
 
 impl CudaBackend {
-    #[allow(clippy::too_many_arguments)] // As the trait's method.
-    pub(super) fn norm_rope_write(
-        &self,
-        qkv: &CudaTensor,
-        [q_norm, k_norm]: [&CudaTensor; 2],
-        eps: f32,
-        rope: &RopeTable<CudaTensor>,
-        batch: &CudaBatch,
-        cache: &CudaKvCache,
-    ) -> Result<CudaTensor, KernelError> {
-        let op = "qkv_norm_rope_cache_write";
-        let (tokens, width) = qkv.matrix(op)?;
-        let Heads { query, kv, dim } = cache.heads(op, width, 2 * cache.kv_heads)?;
-        if !dim.is_multiple_of(2) || dim > MOST_HEAD_DIM {
-            return Err(shape_error(op, format!("heads of {dim}: even sizes up to {MOST_HEAD_DIM} are taken")));
-        }
-        q_norm.expect(op, "q_norm", &[dim])?;
-        k_norm.expect(op, "k_norm", &[dim])?;
-        rope.cos.expect(op, "cos", &[tokens, dim / 2])?;
-        rope.sin.expect(op, "sin", &[tokens, dim / 2])?;
-        cache.check(op, batch, tokens)?;
-        let out = self.activation(&[tokens, query * dim])?;
-        let arguments = [
-            qkv.argument(),
-            q_norm.argument(),
-            k_norm.argument(),
-            rope.cos.argument(),
-            rope.sin.argument(),
-            Argument::Pointer(batch.slots),
-            out.argument(),
-            Argument::Pointer(cache.keys.pointer),
-            Argument::Pointer(cache.values.pointer),
-            Argument::Int(query as i32),
-            Argument::Int(kv as i32),
-            Argument::Int(dim as i32),
-            Argument::Float(eps),
-        ];
-        let blocks = (query + 2 * kv).div_ceil(HEADS_A_BLOCK);
-        self.driver.launch(op, Launch::rows(tokens, 32 * HEADS_A_BLOCK as u32).grid_y(blocks), &arguments)?;
-        Ok(out)
-    }
-
     pub(super) fn attend(
         &self,
         q: &CudaTensor,
@@ -106,6 +139,21 @@ impl CudaBackend {
             return Err(shape_error(op, format!("heads of {dim}: up to {MOST_HEAD_DIM} are taken")));
         }
         let out = self.activation(&[tokens, width])?;
+        let heads = Heads { query, kv, dim };
+        let decode = decode_kernel(&heads, batch.sequences, cache.block_tokens)
+            .filter(|(_, shared)| batch.decodes && *shared <= self.driver.shared_bytes);
+        if let Some((kernel, shared)) = decode {
+            self.attend_rows_alone(kernel, shared, [q, &out], batch, cache, &heads, scale)?;
+            if batch.longest == 1 {
+                return Ok(out);
+            }
+        }
+        // A recorded step has one row a sequence, and no list of tiles that would fit every replay.
+        if let Some(kernel) = prefill_kernel(dim, cache.block_tokens).filter(|_| batch.longest > 1)
+            && self.attend_chunks(kernel, [q, &out], batch, cache, &heads, decode.is_some(), scale)?
+        {
+            return Ok(out);
+        }
         let arguments = [
             q.argument(),
             Argument::Pointer(cache.keys.pointer),
@@ -120,10 +168,90 @@ impl CudaBackend {
             Argument::Int(kv as i32),
             Argument::Int(dim as i32),
             Argument::Int(cache.block_tokens as i32),
+            Argument::Int(i32::from(decode.is_some())),
             Argument::Float(scale),
         ];
         self.driver.launch("paged_attention_any", Launch::rows(tokens, 128).grid_y(query).alone(), &arguments)?;
         Ok(out)
+    }
+
+    /// Decode attention: the sequences of one query row.
+    #[allow(clippy::too_many_arguments)] // One launch; a struct would only rename the list.
+    fn attend_rows_alone(
+        &self,
+        kernel: &'static str,
+        shared: usize,
+        [q, out]: [&CudaTensor; 2],
+        batch: &CudaBatch,
+        cache: &CudaKvCache,
+        heads: &Heads,
+        scale: f32,
+    ) -> Result<(), KernelError> {
+        let arguments = [
+            q.argument(),
+            Argument::Pointer(cache.keys.pointer),
+            Argument::Pointer(cache.values.pointer),
+            Argument::Pointer(batch.table),
+            Argument::Pointer(batch.context),
+            Argument::Pointer(batch.query_start),
+            out.argument(),
+            Argument::Pointer(self.decode.partial.pointer),
+            Argument::Pointer(self.decode.arrived.pointer),
+            Argument::Int(batch.sequences as i32),
+            Argument::Int(batch.stride as i32),
+            Argument::Int(heads.kv as i32),
+            Argument::Int((heads.query / heads.kv) as i32),
+            Argument::Int(cache.block_tokens.trailing_zeros() as i32),
+            Argument::Float(scale),
+        ];
+        let blocks = DECODE_BLOCKS * self.driver.multiprocessors;
+        self.driver.launch(kernel, Launch::rows(blocks, 128).shared(shared), &arguments)
+    }
+
+    /// Prefill attention: the sequences of several query rows, and with `decoded` unset those of one. False if the step's tiles are
+    /// other ones.
+    #[allow(clippy::too_many_arguments)] // One launch; a struct would only rename the list.
+    fn attend_chunks(
+        &self,
+        kernel: &'static str,
+        [q, out]: [&CudaTensor; 2],
+        batch: &CudaBatch,
+        cache: &CudaKvCache,
+        heads: &Heads,
+        decoded: bool,
+        scale: f32,
+    ) -> Result<bool, KernelError> {
+        let group = heads.query / heads.kv;
+        let tiles = match batch.tiles.get() {
+            Some(tiles) => tiles,
+            None => {
+                let (query_start, context) = &*batch.extents;
+                let list = tiles::causal(query_start, context, group, decoded);
+                let (count, list) = (list.len(), self.staged(list.as_flattened())?);
+                batch.tiles.get_or_init(|| Tiles { list, count, group, skip_single: decoded })
+            }
+        };
+        if tiles.group != group || tiles.skip_single != decoded {
+            return Ok(false);
+        }
+        let arguments = [
+            q.argument(),
+            Argument::Pointer(cache.keys.pointer),
+            Argument::Pointer(cache.values.pointer),
+            Argument::Pointer(batch.table),
+            Argument::Pointer(batch.context),
+            Argument::Pointer(batch.query_start),
+            Argument::Pointer(tiles.list.pointer),
+            out.argument(),
+            Argument::Int(batch.stride as i32),
+            Argument::Int(heads.kv as i32),
+            Argument::Int(group as i32),
+            Argument::Int(cache.block_tokens.trailing_zeros() as i32),
+            Argument::Float(scale),
+        ];
+        let shape = Launch::rows(heads.kv, 128).grid_y(tiles.count).shared(tile_shared(heads.dim));
+        self.driver.launch(kernel, shape, &arguments)?;
+        Ok(true)
     }
 
     pub(super) fn attend_segments(
@@ -148,6 +276,30 @@ impl CudaBackend {
             return Err(shape_error(op, what));
         }
         let out = self.activation(&[rows, heads * dim])?;
+        if let Some(kernel) = segment_kernel(dim) {
+            let rotated = self.activation(&[rows, 2 * heads * dim])?;
+            let rotate = [
+                qkv.argument(),
+                Argument::Pointer(geometry.cos.pointer),
+                Argument::Pointer(geometry.sin.pointer),
+                rotated.argument(),
+                Argument::Int(heads as i32),
+                Argument::Int(dim as i32),
+            ];
+            self.driver.launch("segment_rope", Launch::rows(rows, 256), &rotate)?;
+            let arguments = [
+                rotated.argument(),
+                qkv.argument(),
+                Argument::Pointer(geometry.start.pointer),
+                Argument::Pointer(geometry.list.pointer),
+                out.argument(),
+                Argument::Int(heads as i32),
+                Argument::Float(scale),
+            ];
+            let shape = Launch::rows(heads, 128).grid_y(geometry.tiles).shared(tile_shared(dim));
+            self.driver.launch(kernel, shape, &arguments)?;
+            return Ok(out);
+        }
         let arguments = [
             qkv.argument(),
             Argument::Pointer(geometry.cos.pointer),
@@ -161,5 +313,20 @@ impl CudaBackend {
         ];
         self.driver.launch("segment_attention_any", Launch::rows(rows, 128).grid_y(heads).alone(), &arguments)?;
         Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decode_attention_takes_what_it_was_made_for() {
+        let kernel = |query, kv, dim, blocks| decode_kernel(&Heads { query, kv, dim }, 3, blocks).map(|(name, _)| name);
+        assert_eq!(kernel(32, 8, 128, 16), Some("paged_decode_d128_g8"));
+        assert_eq!(kernel(16, 1, 64, 8), Some("paged_decode_d64_g16"));
+        assert_eq!(kernel(17, 1, 64, 8), None);
+        assert_eq!(kernel(32, 8, 96, 16), None);
+        assert_eq!(kernel(32, 8, 128, 24), None);
     }
 }

@@ -17,7 +17,7 @@ const OLDEST_CAPABILITY: (i32, i32) = (8, 0);
 /// Driver that knows CUDA 13.
 const OLDEST_DRIVER: i32 = 13_000;
 /// Static and dynamic shared memory that a block has without asking.
-const PLAIN_SHARED_BYTES: u32 = 48 * 1024;
+const PLAIN_SHARED_BYTES: usize = 48 * 1024;
 
 /// A failed driver call as this crate's error.
 pub(super) fn failed(op: &'static str) -> impl Fn(DriverError) -> KernelError {
@@ -54,11 +54,6 @@ impl Launch {
         self
     }
 
-    pub fn grid_z(mut self, z: usize) -> Self {
-        self.grid[2] = z as u32;
-        self
-    }
-
     pub fn shared(mut self, bytes: usize) -> Self {
         self.shared_bytes = bytes as u32;
         self
@@ -84,6 +79,8 @@ pub(super) struct Driver {
     pub multiprocessors: usize,
     pub capability: (i32, i32),
     pub name: String,
+    /// Shared memory that a block may ask for.
+    pub shared_bytes: usize,
 }
 
 // SAFETY: the handles are process-wide; every call binds the context to its thread first, and the driver locks inside.
@@ -93,10 +90,10 @@ unsafe impl Sync for Driver {}
 
 /// Kernels by name: file and every `extern "C"` kernel in it.
 const KERNELS: &[(&str, &[&str])] = &[
-    ("rows", &["gather_rows", "scatter_rows", "scatter_add_rows", "interpolate_rows"]),
+    ("rows", &["gather_rows", "scatter_rows", "scatter_add_rows", "interpolate_rows", "repeat_frames"]),
     ("norm", &["rms_norm", "add_rms_norm", "rms_norm_any", "layer_norm", "layer_norm_any"]),
     ("activation", &["swiglu", "gelu", "add"]),
-    ("rope", &["rope_angles", "qkv_norm_rope_cache_write"]),
+    ("rope", &["rope_table", "rope_gather", "qkv_norm_rope_cache_write"]),
     ("attention", &["paged_attention_any", "segment_attention_any"]),
     ("argmax", &["argmax_rows"]),
     ("sample", &["sample_rows"]),
@@ -147,6 +144,7 @@ impl Driver {
             return Err(missing(format!("{name} has compute capability {major}.{minor}, at least {a}.{b} is needed")));
         }
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        let shared_bytes = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize;
         // SAFETY: the device is valid; `drop` releases what is retained here.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("cuDevicePrimaryCtxRetain"))?;
         // SAFETY: the context was just retained.
@@ -163,6 +161,7 @@ impl Driver {
             multiprocessors,
             capability,
             name,
+            shared_bytes,
         };
         driver.load()?;
         Ok(driver)
@@ -249,7 +248,7 @@ impl Driver {
     }
 
     /// Lets blocks of `kernel` use up to `bytes` of dynamic shared memory.
-    pub fn allow_shared(&self, kernel: &'static str, bytes: u32) -> Result<(), KernelError> {
+    pub fn allow_shared(&self, kernel: &'static str, bytes: usize) -> Result<(), KernelError> {
         let Some(function) = self.kernels.get(kernel).filter(|_| bytes > PLAIN_SHARED_BYTES) else { return Ok(()) };
         self.bind()?;
         let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;

@@ -9,11 +9,13 @@ mod linear;
 mod memory;
 mod norm;
 mod pinned;
+mod rope;
 mod rows;
 mod sample;
 mod staging;
 mod step;
 mod tensor;
+mod tiles;
 mod upload;
 
 use std::sync::Arc;
@@ -24,11 +26,11 @@ use half::bf16;
 pub use step::CudaLogits;
 pub use tensor::{CudaBatch, CudaFrequencies, CudaGeometry, CudaIndices, CudaKvCache, CudaTensor};
 
-use crate::angles;
-use crate::backend::{Backend, Draw, GeluKind, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
+use crate::backend::{Backend, Draw, GeluKind, PatchPage, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
 use crate::error::KernelError;
 use crate::view::shape_error;
-use driver::{Argument, Driver, Launch};
+use attention::DecodeScratch;
+use driver::Driver;
 use linear::Linear;
 use memory::Memory;
 use step::Steps;
@@ -43,6 +45,7 @@ pub struct CudaBackend {
     steps: Steps,
     upload: Upload,
     linear: Linear,
+    decode: DecodeScratch,
     memory: Memory,
     driver: Arc<Driver>,
     graphs: bool,
@@ -57,20 +60,17 @@ impl CudaBackend {
         let driver = Arc::new(Driver::open(ordinal)?);
         let memory = Memory::new(driver.clone());
         let linear = Linear::new(&driver, &memory)?;
-        Ok(Self { steps: Steps::default(), upload: Upload::default(), linear, memory, driver, graphs })
+        let decode = DecodeScratch::new(&driver, &memory)?;
+        let (counters, bytes) = decode.counters();
+        let (steps, upload) = (Steps::default(), Upload::default());
+        let backend = Self { steps, upload, linear, decode, memory, driver, graphs };
+        backend.zero(counters, bytes)?;
+        Ok(backend)
     }
 
     /// Calls of the device's allocator so far: constant in a steady state.
     pub fn allocations(&self) -> u64 {
         self.memory.allocations()
-    }
-
-    /// Free and total bytes of the device.
-    ///
-    /// # Errors
-    /// The driver fails.
-    pub fn device_memory(&self) -> Result<(usize, usize), KernelError> {
-        self.driver.memory()
     }
 
     /// What the device is: ordinal, name, compute capability.
@@ -112,6 +112,10 @@ impl Backend for CudaBackend {
         DType::BF16
     }
 
+    fn free_bytes(&self) -> Result<Option<u64>, KernelError> {
+        Ok(Some(self.driver.memory()?.0 as u64))
+    }
+
     fn weight(&self, host: &candle_core::Tensor) -> Result<CudaTensor, KernelError> {
         self.take_weight(host)
     }
@@ -126,6 +130,10 @@ impl Backend for CudaBackend {
         }
         let narrow: Vec<bf16> = values.iter().map(|value| bf16::from_f32(*value)).collect();
         Ok(CudaTensor::piece(self.staged(&narrow)?, shape))
+    }
+
+    fn patches(&self, pages: &[PatchPage<'_>], temporal: usize) -> Result<CudaTensor, KernelError> {
+        self.take_patches(pages, temporal)
     }
 
     fn to_host(&self, x: &CudaTensor) -> Result<Vec<f32>, KernelError> {
@@ -161,12 +169,8 @@ impl Backend for CudaBackend {
         self.draw_rows(logits, draws).map(Some)
     }
 
-    fn frequencies(&self, inverse: &[f32], axes: &[u32]) -> Result<CudaFrequencies, KernelError> {
-        angles::check("frequencies", inverse, axes)?;
-        let words: Vec<u32> = inverse.iter().map(|value| value.to_bits()).chain(axes.iter().copied()).collect();
-        let memory = self.memory.allocate(4 * words.len())?;
-        self.write(&words, memory.pointer)?;
-        Ok(CudaFrequencies { memory, count: inverse.len() })
+    fn frequencies(&self, inverse: &[f32], axes: &[u32], positions: usize) -> Result<CudaFrequencies, KernelError> {
+        self.make_rope_table(inverse, axes, positions)
     }
 
     fn rope_table(
@@ -174,23 +178,7 @@ impl Backend for CudaBackend {
         frequencies: &CudaFrequencies,
         positions: &CudaIndices,
     ) -> Result<RopeTable<CudaTensor>, KernelError> {
-        let op = "rope_table";
-        if !positions.count.is_multiple_of(3) {
-            return Err(shape_error(op, format!("{} positions are not rows of three", positions.count)));
-        }
-        let (tokens, half) = (positions.count / 3, frequencies.count);
-        let (cos, sin) = (self.activation(&[tokens, half])?, self.activation(&[tokens, half])?);
-        let arguments = [
-            positions.argument(),
-            Argument::Pointer(frequencies.memory.pointer),
-            Argument::Pointer(frequencies.memory.pointer + 4 * half as u64),
-            cos.argument(),
-            sin.argument(),
-            Argument::Int(half as i32),
-            Argument::Int((tokens * half) as i32),
-        ];
-        self.driver.launch("rope_angles", Launch::rows((tokens * half).div_ceil(128), 128), &arguments)?;
-        Ok(RopeTable { cos, sin })
+        self.gather_rope(frequencies, positions)
     }
 
     fn kv_cache(
@@ -254,6 +242,19 @@ impl Backend for CudaBackend {
         Ok(out)
     }
 
+    fn linear_swiglu(&self, x: &CudaTensor, gate_up: &CudaTensor) -> Result<CudaTensor, KernelError> {
+        let op = "linear_swiglu";
+        let ((rows, inputs), (outputs, depth)) = (x.matrix(op)?, gate_up.matrix(op)?);
+        if inputs != depth || !outputs.is_multiple_of(2) {
+            return Err(shape_error(op, format!("rows of {inputs} with {outputs} rows of weights for {depth}")));
+        }
+        let out = self.activation(&[rows, outputs / 2])?;
+        if self.linear.run_gated(x, gate_up, &out, [rows, inputs, outputs])? {
+            return Ok(out);
+        }
+        self.swiglu(&self.linear(x, gate_up, None)?)
+    }
+
     fn add(&self, a: &CudaTensor, b: &CudaTensor) -> Result<CudaTensor, KernelError> {
         self.sum(a, b)
     }
@@ -315,7 +316,10 @@ impl Backend for CudaBackend {
             return Err(shape_error("segment_attention", what));
         }
         let (angles, first) = (cos.len(), self.staged(&start)?);
-        Ok(CudaGeometry { cos: self.staged(&cos)?, sin: self.staged(&sin)?, start: first, angles, segments: start })
+        let tiles = tiles::segments(&start);
+        let (cos, sin) = (self.staged(&cos)?, self.staged(&sin)?);
+        let list = self.staged(tiles.as_flattened())?;
+        Ok(CudaGeometry { cos, sin, start: first, list, tiles: tiles.len(), angles, segments: start })
     }
 
     fn segment_attention(

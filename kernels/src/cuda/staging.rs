@@ -1,5 +1,7 @@
 //! Where a step's host inputs lie on the device: one buffer of 32-bit words, filled by one copy.
 
+use std::sync::Arc;
+
 use super::tensor::{CudaBatch, CudaIndices};
 use crate::backend::StepInputs;
 use crate::error::KernelError;
@@ -111,14 +113,17 @@ impl Sizes {
         let parts = self.parts();
         let at = |word: usize| address + 4 * word as u64;
         let ragged = &inputs.ragged;
-        let longest = ragged.query_start.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
+        let counts = || ragged.query_start.windows(2).map(|pair| pair[1] - pair[0]);
+        let longest = counts().max().unwrap_or(0);
         let batch = CudaBatch {
             rows: self.rows,
             sequences: self.sequences,
             stride: self.stride,
             block_tokens: inputs.block_tokens,
+            extents: Arc::new((ragged.query_start.clone(), ragged.context.clone())),
+            tiles: Arc::default(),
+            decodes: counts().any(|rows| rows == 1),
             longest: longest as usize,
-            most_context: self.stride * inputs.block_tokens,
             largest_block: ragged.blocks.iter().flatten().copied().max(),
             slots: at(parts.slots),
             query_start: at(parts.query_start),
@@ -128,7 +133,7 @@ impl Sizes {
         let largest = |list: &[u32]| list.iter().copied().max();
         (
             CudaIndices::borrowed(at(parts.ids), self.rows, largest(&inputs.ids)),
-            CudaIndices::borrowed(at(parts.positions), 3 * self.rows, None),
+            CudaIndices::borrowed(at(parts.positions), 3 * self.rows, largest(inputs.positions.as_flattened())),
             batch,
             CudaIndices::borrowed(at(parts.logit_rows), self.logit_rows, largest(&inputs.logit_rows)),
         )

@@ -1,6 +1,6 @@
 //! Tensors, index lists, staged batches and block pools in device memory.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::driver::Argument;
 use super::memory::{Owned, Piece};
@@ -24,6 +24,7 @@ enum Storage {
 /// A contiguous bf16 tensor; cloning shares storage.
 #[derive(Debug, Clone)]
 pub struct CudaTensor {
+    #[allow(dead_code)] // Held only to be given back last.
     storage: Storage,
     pointer: u64,
     shape: Vec<usize>,
@@ -135,10 +136,14 @@ pub struct CudaBatch {
     pub(super) stride: usize,
     /// Tokens of one block.
     pub(super) block_tokens: usize,
+    /// Query rows' prefix sums and contexts, on the host; not those of a replay.
+    pub(super) extents: Arc<(Vec<u32>, Vec<u32>)>,
+    /// Tiles of the first attention of this step, for the query heads of a kv head that it has.
+    pub(super) tiles: Arc<OnceLock<Tiles>>,
+    /// Whether some sequence has one query row.
+    pub(super) decodes: bool,
     /// Most query rows of one sequence.
     pub(super) longest: usize,
-    /// An upper bound on the tokens of each sequence; holds for every replay too.
-    pub(super) most_context: usize,
     /// Largest block number used.
     pub(super) largest_block: Option<u32>,
     /// Page row of each query row, -1 for a padded one: i32 `[rows]`.
@@ -148,10 +153,24 @@ pub struct CudaBatch {
     pub(super) table: u64,
 }
 
-/// Frequencies of a rotation: f32 and axes.
+/// Tiles of a step's causal attention (tiles.rs).
+#[derive(Debug)]
+pub(super) struct Tiles {
+    pub(super) list: Piece,
+    pub(super) count: usize,
+    /// Query heads of a kv head.
+    pub(super) group: usize,
+    /// Whether sequences of one row are left out.
+    pub(super) skip_single: bool,
+}
+
+/// The table of a rotation's cos and sin, `[positions, frequencies]` each, and the axis of each frequency.
 #[derive(Debug)]
 pub struct CudaFrequencies {
-    pub(super) memory: Owned,
+    pub(super) cos: CudaTensor,
+    pub(super) sin: CudaTensor,
+    pub(super) axes: Owned,
+    pub(super) positions: usize,
     pub(super) count: usize,
 }
 
@@ -161,6 +180,9 @@ pub struct CudaGeometry {
     pub(super) cos: Piece,
     pub(super) sin: Piece,
     pub(super) start: Piece,
+    /// Tiles of rows (tiles.rs), and how many.
+    pub(super) list: Piece,
+    pub(super) tiles: usize,
     /// Angles in each of the two tables.
     pub(super) angles: usize,
     /// Prefix sums, on the host.

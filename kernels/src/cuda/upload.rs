@@ -6,11 +6,13 @@ use cudarc::driver::result;
 use half::bf16;
 
 use super::CudaBackend;
-use super::driver::failed;
+use super::driver::{Argument, Launch, failed};
 use super::memory::Piece;
 use super::pinned::Pinned;
 use super::tensor::{CudaTensor, ELEMENT};
+use crate::backend::PatchPage;
 use crate::error::KernelError;
+use crate::view::shape_error;
 
 /// Bytes of each of the two buffers that weights pass through.
 const CHUNK_BYTES: usize = 16 << 20;
@@ -26,6 +28,7 @@ pub(super) struct Upload {
 pub(super) trait Plain: Copy {}
 impl Plain for u8 {}
 impl Plain for u32 {}
+impl Plain for i32 {}
 impl Plain for f32 {}
 impl Plain for bf16 {}
 // No padding: five fields that fill their 24 bytes.
@@ -43,16 +46,54 @@ impl CudaBackend {
         let view = crate::view::View::<bf16>::new("weight", &host)?;
         let source = bytes(view.data()?);
         let memory = self.memory.allocate(source.len())?;
+        self.stream(source, memory.pointer)?;
+        Ok(CudaTensor::owned(memory, host.dims()))
+    }
+
+    /// Starts a copy of much data to `device` through the two buffers.
+    fn stream(&self, source: &[u8], device: u64) -> Result<(), KernelError> {
         let mut buffers = self.upload.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         while buffers.len() < 2 {
             buffers.push(Pinned::new(&self.driver, CHUNK_BYTES)?);
         }
         for (n, chunk) in source.chunks(CHUNK_BYTES).enumerate() {
-            let buffer = &mut buffers[n % 2];
+            // The buffer used longer ago is free sooner.
+            buffers.swap(0, 1);
+            let buffer = &mut buffers[0];
             buffer.open()?[..chunk.len()].copy_from_slice(chunk);
-            buffer.to_device(memory.pointer + (n * CHUNK_BYTES) as u64, chunk.len())?;
+            buffer.to_device(device + (n * CHUNK_BYTES) as u64, chunk.len())?;
         }
-        Ok(CudaTensor::owned(memory, host.dims()))
+        Ok(())
+    }
+
+    /// See [`crate::Backend::patches`].
+    pub(super) fn take_patches(&self, pages: &[PatchPage<'_>], temporal: usize) -> Result<CudaTensor, KernelError> {
+        let op = "patches";
+        let Some(&PatchPage { channels, area, .. }) = pages.first() else { return Err(shape_error(op, "no pages")) };
+        let width = channels * temporal * area;
+        let out = self.activation(&[pages.iter().map(|page| page.rows).sum(), width])?;
+        let mut to = out.address();
+        for page in pages {
+            page.check(temporal)?;
+            if page.channels != channels || page.area != area {
+                return Err(shape_error(op, "pages of different patches"));
+            }
+            if page.dtype != candle_core::DType::BF16 {
+                let narrow: Vec<bf16> = page.floats(temporal)?.into_iter().map(bf16::from_f32).collect();
+                self.stream(bytes(&narrow), to)?;
+            } else if page.slots == temporal {
+                self.stream(page.bytes, to)?;
+            } else {
+                let stored = self.memory.piece(page.bytes.len())?;
+                self.stream(page.bytes, stored.pointer)?;
+                let frames = page.rows * channels;
+                let [area, temporal] = [area, temporal].map(|size| Argument::Int(size as i32));
+                let arguments = [Argument::Pointer(stored.pointer), Argument::Pointer(to), area, temporal];
+                self.driver.launch("repeat_frames", Launch::rows(frames, 64).alone(), &arguments)?;
+            }
+            to += (page.rows * width * ELEMENT) as u64;
+        }
+        Ok(out)
     }
 
     /// Starts a copy of `values` to `device`; the values may go once this returns.

@@ -1,4 +1,5 @@
 //! The CUDA device of a test, and runs of one op on three backends.
+#![allow(dead_code)] // Each test file uses its own part.
 
 use candle_core::DType;
 use millrace_kernels::{Backend, CpuBackend, CudaBackend, Ragged, Staged, StepInputs};

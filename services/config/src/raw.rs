@@ -135,7 +135,7 @@ table! {
     Executor {
         device: String = "auto",
         dtype: String = "auto",
-        kv_bytes: String = "512MiB",
+        kv_bytes: String = "auto",
         block_tokens: u32 = 16_u32,
         slots: u32 = 64_u32,
         step_tokens: u32 = 2_048_u32,

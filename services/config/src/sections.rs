@@ -273,8 +273,8 @@ pub struct Executor {
     pub device: DeviceChoice,
     /// Element type.
     pub dtype: Dtype,
-    /// Bytes of the KV pool.
-    pub kv_bytes: u64,
+    /// Bytes of the KV pool; `None`: as the device has room.
+    pub kv_bytes: Option<u64>,
     /// Tokens of one KV block.
     pub block_tokens: u32,
     /// Sequences held at once.

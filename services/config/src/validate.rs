@@ -298,7 +298,7 @@ fn executor(raw: raw::Executor, environment: &Environment, problems: &mut Proble
     Executor {
         device: problems.take("device", DeviceChoice::parse(&device), DeviceChoice::Auto),
         dtype: problems.choice("dtype", &dtype, &dtypes),
-        kv_bytes: problems.bytes("kv_bytes", &kv_bytes, 1 << 20..=1 << 50),
+        kv_bytes: (kv_bytes != "auto").then(|| problems.bytes("kv_bytes", &kv_bytes, 1 << 20..=1 << 50)),
         block_tokens: problems.number("block_tokens", block_tokens, 1..=1_024),
         slots: problems.number("slots", slots, 1..=1 << 16),
         step_tokens: problems.number("step_tokens", step_tokens, 1..=1 << 20),
@@ -353,8 +353,8 @@ fn contradictions(config: &Config, problems: &mut Problems) {
         problems.add("max_sequences", "must not exceed step_tokens: every running sequence takes a token of each step");
     }
     problems.table = "executor";
-    let pool_blocks = executor.kv_bytes / (u64::from(executor.block_tokens) * LEAST_KV_BYTES_PER_TOKEN).max(1);
-    if pool_blocks < 2 {
+    let block_bytes = (u64::from(executor.block_tokens) * LEAST_KV_BYTES_PER_TOKEN).max(1);
+    if executor.kv_bytes.is_some_and(|bytes| bytes / block_bytes < 2) {
         problems.add("kv_bytes", "cannot hold two blocks of block_tokens tokens of even the smallest model");
     }
     if executor.slots > executor.step_tokens {

@@ -136,6 +136,11 @@ fn run(
         free_since = Some(ended);
         output.busy_us = micros(busy);
         output.idle_us = micros(idle);
+        if let Some(why) = engine.fault() {
+            // The output would only say that the session broke; the process ends, and everyone learns that at once.
+            let _ = events.blocking_send(DeviceEvent::Died(why.to_owned()));
+            return;
+        }
         let output = Box::new(output);
         if events.blocking_send(DeviceEvent::Stepped { scheduler: plan.scheduler, output, tokens, busy, idle }).is_err()
         {

@@ -32,8 +32,13 @@ impl<'a, B: Backend> Loader<'a, B> {
     ///
     /// # Errors
     /// Axes that do not match.
-    pub fn frequencies(&self, inverse: &[f32], axes: &[u32]) -> Result<B::Frequencies, ExecutorError> {
-        Ok(self.backend.frequencies(inverse, axes)?)
+    pub fn frequencies(
+        &self,
+        inverse: &[f32],
+        axes: &[u32],
+        positions: usize,
+    ) -> Result<B::Frequencies, ExecutorError> {
+        Ok(self.backend.frequencies(inverse, axes, positions)?)
     }
 
     /// Whether `name` is there.

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use millrace_protocol::plan::{OpenSlot, SlotWork};
 use millrace_protocol::{BlockId, ErrorCode, JobError};
 
-use super::Broken;
+use super::{Broken, broken};
 use crate::models::{ModelSpec, PatchSpec};
 
 /// Limits that plans are checked against.
@@ -27,7 +27,7 @@ impl Limits {
     /// Every block is in the pool.
     pub fn in_pool(&self, slot: u32, blocks: &[BlockId]) -> Result<(), Broken> {
         match blocks.iter().find(|block| block.0 >= self.blocks) {
-            Some(block) => Err(Broken(format!("slot {slot}: block {} of a pool of {}", block.0, self.blocks))),
+            Some(block) => Err(broken(format!("slot {slot}: block {} of a pool of {}", block.0, self.blocks))),
             None => Ok(()),
         }
     }
@@ -38,11 +38,11 @@ impl Limits {
         self.in_pool(slot, &open.blocks)?;
         let (known, cached) = (open.tokens.len(), open.cached_tokens as usize);
         if open.prompt_tokens as usize > known || known == 0 {
-            return Err(Broken(format!("slot {slot}: {} prompt tokens among {known}", open.prompt_tokens)));
+            return Err(broken(format!("slot {slot}: {} prompt tokens among {known}", open.prompt_tokens)));
         }
         if cached >= known || !self.holds(open.blocks.len(), cached) {
             let blocks = open.blocks.len();
-            return Err(Broken(format!("slot {slot}: {cached} cached of {known} tokens in {blocks} blocks")));
+            return Err(broken(format!("slot {slot}: {cached} cached of {known} tokens in {blocks} blocks")));
         }
         Ok(())
     }
@@ -52,13 +52,13 @@ impl Limits {
         let (slot, end) = (work.slot.0, computed + work.count as usize);
         if work.count == 0 || end > known {
             let count = work.count;
-            return Err(Broken(format!("slot {slot}: {count} tokens after {computed} of {known} known")));
+            return Err(broken(format!("slot {slot}: {count} tokens after {computed} of {known} known")));
         }
         if work.sample && end != known {
-            return Err(Broken(format!("slot {slot}: a draw after token {end} of {known} known")));
+            return Err(broken(format!("slot {slot}: a draw after token {end} of {known} known")));
         }
         if !self.holds(blocks, end) {
-            return Err(Broken(format!("slot {slot}: {end} tokens in {blocks} blocks of {}", self.block_tokens)));
+            return Err(broken(format!("slot {slot}: {end} tokens in {blocks} blocks of {}", self.block_tokens)));
         }
         Ok(())
     }
@@ -67,11 +67,11 @@ impl Limits {
     pub fn step(&self, work: &[SlotWork]) -> Result<(), Broken> {
         let mut seen = HashSet::new();
         if let Some(twice) = work.iter().find(|work| !seen.insert(work.slot)) {
-            return Err(Broken(format!("slot {} twice in one step", twice.slot.0)));
+            return Err(broken(format!("slot {} twice in one step", twice.slot.0)));
         }
         let tokens: usize = work.iter().map(|work| work.count as usize).sum();
         if tokens > self.step_tokens {
-            return Err(Broken(format!("{tokens} tokens in a step of at most {}", self.step_tokens)));
+            return Err(broken(format!("{tokens} tokens in a step of at most {}", self.step_tokens)));
         }
         Ok(())
     }

@@ -1,9 +1,8 @@
 //! From a page of patches to the pixels that the vision tower takes.
 
 use bytes::Bytes;
-use half::bf16;
 use millrace_protocol::ready::MediaItem;
-use millrace_protocol::{ErrorCode, JobError, PageDtype, PageRef};
+use millrace_protocol::{ErrorCode, JobError, PageRef};
 
 use crate::layers::vision::PatchGrid;
 use crate::models::PatchSpec;
@@ -17,7 +16,7 @@ pub trait MediaSource {
     fn patches(&mut self, page: &PageRef) -> Result<Bytes, JobError>;
 }
 
-/// Pixels of `item` from its page's `bytes`. A still stored with one temporal slot is repeated in time.
+/// Pixels of `item`: its page's `bytes`, checked. A still has one temporal slot, which the backend repeats.
 pub(super) fn patch_grid(item: &MediaItem, bytes: &Bytes, spec: &PatchSpec) -> Result<PatchGrid, JobError> {
     let rows = item.grid_h as usize * item.grid_w as usize;
     let slots = item.patches.shape.get(2).map_or(0, |slots| *slots as usize);
@@ -32,25 +31,6 @@ pub(super) fn patch_grid(item: &MediaItem, bytes: &Bytes, spec: &PatchSpec) -> R
         let what = format!("a page of {} bytes for {elements} elements", bytes.len());
         return Err(JobError::new(ErrorCode::MediaMismatch, what));
     }
-    let frames = floats(bytes, item.patches.dtype);
-    let pixels = if slots == spec.temporal { frames } else { repeat(&frames, spec) };
-    Ok(PatchGrid { grid_h: item.grid_h, grid_w: item.grid_w, pixels })
-}
-
-fn floats(bytes: &[u8], dtype: PageDtype) -> Vec<f32> {
-    match dtype {
-        PageDtype::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        PageDtype::Bf16 => bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-    }
-}
-
-/// `[.., 1, p, p]` -> `[.., temporal, p, p]`.
-fn repeat(frames: &[f32], spec: &PatchSpec) -> Vec<f32> {
-    let mut pixels = Vec::with_capacity(frames.len() * spec.temporal);
-    for frame in frames.chunks(spec.patch * spec.patch) {
-        for _ in 0..spec.temporal {
-            pixels.extend_from_slice(frame);
-        }
-    }
-    pixels
+    let (grid_h, grid_w, dtype) = (item.grid_h, item.grid_w, item.patches.dtype);
+    Ok(PatchGrid { grid_h, grid_w, bytes: bytes.clone(), dtype, slots })
 }

@@ -35,6 +35,11 @@ pub trait StepEngine: Send {
     /// clock, fills them. After `broken` only [`Self::reset`] helps.
     fn step(&mut self, plan: &StepPlan, media: &mut dyn MediaSource) -> StepOutput;
 
+    /// Why the device can run no further step: its state is unknown, and the process must end.
+    fn fault(&self) -> Option<&str> {
+        None
+    }
+
     /// Logits of every row of the last step, if [`LoadOptions::keep_logits`] is set.
     fn take_logits(&mut self) -> Vec<RowLogits>;
 }
@@ -50,13 +55,24 @@ pub struct RowLogits {
     pub logits: Vec<f32>,
 }
 
-/// Why a plan cannot be run: it contradicts what the engine knows.
+/// Why a plan cannot be run: it contradicts what the engine knows, or the device failed.
 #[derive(Debug, PartialEq, Eq)]
-struct Broken(String);
+struct Broken {
+    why: String,
+    device_failed: bool,
+}
+
+/// A contradiction.
+fn broken(why: String) -> Broken {
+    Broken { why, device_failed: false }
+}
 
 impl From<crate::error::ExecutorError> for Broken {
     fn from(error: crate::error::ExecutorError) -> Self {
-        Self(format!("{}: {error}", error.label()))
+        use millrace_kernels::KernelError as Kernel;
+        let device_failed =
+            matches!(error, crate::error::ExecutorError::Kernel(Kernel::Device { .. } | Kernel::OutOfMemory { .. }));
+        Self { why: format!("{}: {error}", error.label()), device_failed }
     }
 }
 

@@ -72,9 +72,16 @@ impl Dtype {
     }
 }
 
+/// Kept free on a device with memory of its own for a step's activations, recorded steps and the driver.
+const STEP_BYTES: u64 = 4 << 30;
+/// The KV pool on the CPU unless told otherwise.
+const CPU_KV_BYTES: u64 = 512 << 20;
+
 /// Size of the KV pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvBudget {
+    /// As the device has room: what is free behind the weights less [`STEP_BYTES`], 512 MiB on the CPU.
+    Auto,
     /// As many blocks as fit.
     Bytes(u64),
     /// That many blocks.
@@ -123,8 +130,8 @@ impl LoadOptions {
         }
     }
 
-    /// Blocks of a pool whose tokens take `kv_elements` elements each.
-    pub(super) fn blocks(&self, kv_elements: usize) -> Result<u32, ExecutorError> {
+    /// Blocks of a pool whose tokens take `kv_elements` elements each, on a device with `free_bytes` of its own.
+    pub(super) fn blocks(&self, kv_elements: usize, free_bytes: Option<u64>) -> Result<u32, ExecutorError> {
         for (option, value) in
             [("block_tokens", self.block_tokens), ("slots", self.slots), ("step_tokens", self.step_tokens)]
         {
@@ -133,9 +140,11 @@ impl LoadOptions {
             }
         }
         let block_bytes = kv_elements as u64 * self.dtype.size_bytes() as u64 * u64::from(self.block_tokens);
+        let room = free_bytes.map_or(CPU_KV_BYTES, |free| free.saturating_sub(STEP_BYTES));
         let blocks = match self.kv {
             KvBudget::Blocks(blocks) => u64::from(blocks),
             KvBudget::Bytes(bytes) => bytes.checked_div(block_bytes).unwrap_or(0),
+            KvBudget::Auto => room.checked_div(block_bytes).unwrap_or(0),
         };
         let fitting = u32::try_from(blocks).ok().filter(|blocks| *blocks > 0);
         fitting.ok_or_else(|| ExecutorError::Option {

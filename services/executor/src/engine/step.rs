@@ -12,7 +12,7 @@ use super::assemble::{Share, assemble};
 use super::checks::Limits;
 use super::encoder_cache::EncoderCache;
 use super::slot::Slot;
-use super::{Broken, LoadOptions, MediaSource, RowLogits, StepEngine};
+use super::{Broken, LoadOptions, MediaSource, RowLogits, StepEngine, broken};
 use crate::error::ExecutorError;
 use crate::models::Model;
 use crate::sampling;
@@ -30,6 +30,7 @@ pub struct Engine<B: Backend> {
     executor: ActorId,
     keep_logits: bool,
     kept: Vec<RowLogits>,
+    fault: Option<String>,
 }
 
 impl<B: Backend> Engine<B> {
@@ -44,7 +45,7 @@ impl<B: Backend> Engine<B> {
         options: &LoadOptions,
     ) -> Result<Self, ExecutorError> {
         let shape = model.spec().clone();
-        let blocks = options.blocks(shape.kv_elements)?;
+        let blocks = options.blocks(shape.kv_elements, backend.free_bytes()?)?;
         let caches = model.kv_caches(&backend, blocks as usize, options.block_tokens as usize)?;
         let spec = EngineSpec {
             model: options.model.clone(),
@@ -62,13 +63,13 @@ impl<B: Backend> Engine<B> {
         let limits = Limits { blocks, block_tokens, step_tokens, model: shape };
         let (executor, keep_logits) = (options.executor.clone(), options.keep_logits);
         let encoder_cache = EncoderCache::new(u64::from(options.step_patches));
-        let (slots, kept) = (BTreeMap::new(), Vec::new());
-        Ok(Self { backend, model, caches, slots, encoder_cache, spec, limits, executor, keep_logits, kept })
+        let (slots, kept, fault) = (BTreeMap::new(), Vec::new(), None);
+        Ok(Self { backend, model, caches, slots, encoder_cache, spec, limits, executor, keep_logits, kept, fault })
     }
 
     fn run(&mut self, plan: &StepPlan, media: &mut dyn MediaSource, output: &mut StepOutput) -> Result<(), Broken> {
         for slot in &plan.release {
-            self.slots.remove(&slot.0).ok_or_else(|| Broken(format!("release of slot {}, not open", slot.0)))?;
+            self.slots.remove(&slot.0).ok_or_else(|| broken(format!("release of slot {}, not open", slot.0)))?;
         }
         for open in &plan.open {
             self.open(open, output)?;
@@ -77,7 +78,7 @@ impl<B: Backend> Engine<B> {
         let mut shares = Vec::with_capacity(plan.work.len());
         for work in &plan.work {
             let id = work.slot.0;
-            let slot = self.slots.get_mut(&id).ok_or_else(|| Broken(format!("work for slot {id}, not open")))?;
+            let slot = self.slots.get_mut(&id).ok_or_else(|| broken(format!("work for slot {id}, not open")))?;
             if slot.failed {
                 continue;
             }
@@ -99,7 +100,7 @@ impl<B: Backend> Engine<B> {
     fn open(&mut self, open: &OpenSlot, output: &mut StepOutput) -> Result<(), Broken> {
         let id = open.slot.0;
         if id >= self.spec.slots || self.slots.contains_key(&id) {
-            return Err(Broken(format!("slot {id} of {} cannot be opened: in use or out of range", self.spec.slots)));
+            return Err(broken(format!("slot {id} of {} cannot be opened: in use or out of range", self.spec.slots)));
         }
         self.limits.open(open)?;
         let fault = self.limits.sequence(open).err();
@@ -241,11 +242,16 @@ impl<B: Backend> StepEngine for Engine<B> {
             idle_us: 0,
         };
         self.kept.clear();
-        if let Err(Broken(why)) = self.run(plan, media, &mut output) {
+        if let Err(Broken { why, device_failed }) = self.run(plan, media, &mut output) {
             output.tokens.clear();
+            self.fault = device_failed.then(|| why.clone());
             output.broken = Some(why);
         }
         output
+    }
+
+    fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
     }
 
     fn take_logits(&mut self) -> Vec<RowLogits> {

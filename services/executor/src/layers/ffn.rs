@@ -51,7 +51,6 @@ impl<B: Backend> SwiGlu<B> {
     /// # Errors
     /// Shapes do not fit.
     pub fn forward(&self, backend: &B, x: &B::Tensor) -> Result<B::Tensor, ExecutorError> {
-        let gate_up = self.gate_up.forward(backend, x)?;
-        self.down.forward(backend, &backend.swiglu(&gate_up)?)
+        self.down.forward(backend, &self.gate_up.forward_swiglu(backend, x)?)
     }
 }

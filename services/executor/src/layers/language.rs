@@ -35,7 +35,7 @@ impl<B: Backend> LanguageModel<B> {
         }
         let section = config.rope.mrope_section.as_deref();
         let inverse = rope::inverse_frequencies(config.rope.theta, config.attention.head_dim);
-        let frequencies = loader.frequencies(&inverse, &rope::axes(inverse.len(), section))?;
+        let frequencies = loader.frequencies(&inverse, &rope::axes(inverse.len(), section), config.max_tokens)?;
         Ok(Self { head, decoder: Decoder::new(layers), frequencies })
     }
 

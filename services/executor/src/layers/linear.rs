@@ -52,6 +52,14 @@ impl<B: Backend> Linear<B> {
         Ok(Self { weight: loader.stacked(table, inputs)?, bias: None })
     }
 
+    /// SwiGLU of the projection, whose first half of outputs is the gate: `x [T, inputs]` -> `[T, outputs / 2]`. No bias.
+    ///
+    /// # Errors
+    /// Shapes do not fit.
+    pub fn forward_swiglu(&self, backend: &B, x: &B::Tensor) -> Result<B::Tensor, ExecutorError> {
+        Ok(backend.linear_swiglu(x, &self.weight)?)
+    }
+
     /// `x [T, inputs]` -> `[T, outputs]`.
     ///
     /// # Errors

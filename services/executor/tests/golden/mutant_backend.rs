@@ -1,6 +1,8 @@
 //! A backend with one op wrong on purpose; all others are the real ones.
 
-use millrace_kernels::{Backend, Draw, GeluKind, KernelError, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
+use millrace_kernels::{
+    Backend, Draw, GeluKind, KernelError, PatchPage, RopeTable, Segments, SigmoidChoice, Staged, StepInputs,
+};
 
 /// What is wrong.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -105,11 +107,17 @@ impl<B: Backend> Backend for MutantBackend<B> {
     fn dtype(&self) -> candle_core::DType {
         self.inner.dtype()
     }
+    fn free_bytes(&self) -> Done<Option<u64>> {
+        self.inner.free_bytes()
+    }
     fn weight(&self, host: &candle_core::Tensor) -> Done<B::Tensor> {
         if self.fault == Fault::Weightless { self.inner.upload(&[0.0], &[1]) } else { self.inner.weight(host) }
     }
     fn upload(&self, values: &[f32], shape: &[usize]) -> Done<B::Tensor> {
         self.inner.upload(values, shape)
+    }
+    fn patches(&self, pages: &[PatchPage<'_>], temporal: usize) -> Done<B::Tensor> {
+        self.inner.patches(pages, temporal)
     }
     fn to_host(&self, x: &B::Tensor) -> Done<Vec<f32>> {
         self.inner.to_host(x)
@@ -135,8 +143,8 @@ impl<B: Backend> Backend for MutantBackend<B> {
     fn draw(&self, logits: &B::Logits, draws: &[Draw]) -> Done<Option<Vec<Option<u32>>>> {
         self.inner.draw(logits, draws)
     }
-    fn frequencies(&self, inverse: &[f32], axes: &[u32]) -> Done<B::Frequencies> {
-        self.inner.frequencies(inverse, axes)
+    fn frequencies(&self, inverse: &[f32], axes: &[u32], positions: usize) -> Done<B::Frequencies> {
+        self.inner.frequencies(inverse, axes, positions)
     }
     fn rope_table(&self, frequencies: &B::Frequencies, positions: &B::Indices) -> Done<RopeTable<B::Tensor>> {
         self.inner.rope_table(frequencies, positions)

@@ -110,7 +110,7 @@ pub async fn run(settings: &SettingsArgs, args: GenerateArgs) -> anyhow::Result<
     let options = LoadOptions {
         device,
         dtype: if bf16 { Dtype::Bf16 } else { Dtype::F32 },
-        kv: KvBudget::Bytes(config.executor.kv_bytes),
+        kv: config.executor.kv_bytes.map_or(KvBudget::Auto, KvBudget::Bytes),
         step_tokens: config.executor.step_tokens,
         step_patches: config.executor.step_patches,
         block_tokens: config.executor.block_tokens,

@@ -66,7 +66,7 @@ pub fn load_options(settings: &Executor, model: &Model, executor: ActorId) -> Lo
             Dtype::F32 => EngineDtype::F32,
             Dtype::Auto => device.default_dtype(),
         },
-        kv: KvBudget::Bytes(settings.kv_bytes),
+        kv: settings.kv_bytes.map_or(KvBudget::Auto, KvBudget::Bytes),
         block_tokens: settings.block_tokens,
         slots: settings.slots,
         step_tokens: settings.step_tokens,

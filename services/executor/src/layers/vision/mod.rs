@@ -9,7 +9,9 @@ pub use block::VisionBlock;
 pub use merger::{Merger, NormPlace};
 pub use tower::{VisionConfig, VisionTower};
 
-use millrace_kernels::Backend;
+use candle_core::DType;
+use millrace_kernels::{Backend, PatchPage};
+use millrace_protocol::PageDtype;
 
 /// Patches of one item, in the reference's patch order.
 #[derive(Clone, PartialEq)]
@@ -18,8 +20,24 @@ pub struct PatchGrid {
     pub grid_h: u32,
     /// Patches across.
     pub grid_w: u32,
-    /// Normalised pixels `[grid_h * grid_w, channels * temporal * p * p]`.
-    pub pixels: Vec<f32>,
+    /// Normalised pixels `[grid_h * grid_w, channels, slots, p * p]`, little-endian.
+    pub bytes: bytes::Bytes,
+    /// Their type.
+    pub dtype: PageDtype,
+    /// Frames stored of each patch: 1 for a still.
+    pub slots: usize,
+}
+
+impl PatchGrid {
+    /// The same for the backend, with the model's channels and pixels of a patch.
+    fn page(&self, channels: usize, area: usize) -> PatchPage<'_> {
+        let dtype = match self.dtype {
+            PageDtype::F32 => DType::F32,
+            PageDtype::Bf16 => DType::BF16,
+        };
+        let rows = self.grid_h as usize * self.grid_w as usize;
+        PatchPage { bytes: &self.bytes, dtype, rows, channels, slots: self.slots, area }
+    }
 }
 
 /// What the tower gives for one item or several: one row for each placeholder token.

@@ -1,7 +1,7 @@
 //! The tower itself: patch embedding, interpolated positions, blocks, and mergers at the last and at some inner blocks.
 //! Source: transformers `Qwen3VLVisionModel` (models.md §4.2).
 
-use millrace_kernels::{Backend, GeluKind, Segments};
+use millrace_kernels::{Backend, GeluKind, PatchPage, Segments};
 
 use super::{Merger, NormPlace, PatchGrid, VisionBlock, VisionFeatures, grid};
 use crate::checkpoint::{Fields, Loader, RopeConfig};
@@ -150,9 +150,9 @@ impl<B: Backend> VisionTower<B> {
     }
 
     fn embed_patches(&self, backend: &B, items: &[PatchGrid]) -> Result<B::Tensor, ExecutorError> {
-        let elements = self.config.patch_elements();
-        let pixels: Vec<f32> = items.iter().flat_map(|item| item.pixels.iter().copied()).collect();
-        let patches = backend.upload(&pixels, &[pixels.len() / elements, elements])?;
+        let VisionConfig { channels, patch, temporal, .. } = self.config;
+        let pages: Vec<PatchPage<'_>> = items.iter().map(|item| item.page(channels, patch * patch)).collect();
+        let patches = backend.patches(&pages, temporal)?;
         let (merge, side) = (self.config.merge as u32, self.config.side as u32);
         let mut index = Vec::new();
         let mut weights = Vec::new();
