@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::program::{clip, demo, fault, list, run};
+use crate::program::{clip, demo, fault, list};
 
 /// A copy of the demo checkpoint to spoil.
 fn spoiled(change: impl FnOnce(&Path)) -> tempfile::TempDir {
@@ -102,8 +102,6 @@ fn checkpoints_that_are_not_what_they_say() {
 }
 
 #[test]
-fn a_device_that_is_not_there_is_said_to_be_missing() {
-    let output = run(&demo(), &["--prompt", "x", "--device", "abacus"]).unwrap();
-    assert_eq!(output.status.code(), Some(64));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("cpu, cuda"));
+fn a_device_of_no_known_kind_is_refused_with_those_that_are() {
+    expect(&demo(), &["--prompt", "x", "--device", "abacus"], &["--device", "abacus", "\"cpu\""]);
 }
