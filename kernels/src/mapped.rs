@@ -143,4 +143,27 @@ mod tests {
         assert!(mapped_tensor(&[(&b, 0..8)], DType::U8, &[8]).is_err());
         std::fs::remove_dir_all(&folder).unwrap();
     }
+
+    /// Kilobytes of mapped files that are resident.
+    #[cfg(target_os = "linux")]
+    fn resident_file_kb() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssFile:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_file_that_was_copied_does_not_stay_resident() {
+        let path = std::env::temp_dir().join(format!("millrace-resident-{}", std::process::id()));
+        let bytes = 8 * PIECE_BYTES + 1001 * 4;
+        std::fs::write(&path, vec![7u8; bytes]).unwrap();
+        let file = MappedFile::open(&path).unwrap();
+        let before = resident_file_kb();
+        mapped_tensor(&[(&file, 0..bytes)], DType::F32, &[bytes / 4]).unwrap();
+        let kept = resident_file_kb().saturating_sub(before);
+        assert!(kept < bytes as u64 / 2048, "{kept} kB of {bytes} bytes stay resident");
+        std::hint::black_box(file.bytes()[0]);
+        std::fs::remove_file(&path).unwrap();
+    }
 }

@@ -61,7 +61,8 @@ fn agrees_with_f64() {
 fn batched_equals_single_and_any_cut() {
     let mut random = Random::fresh();
     for (label, backend) in backends() {
-        let (rows, columns, depth) = (67, 45, 1000);
+        // Deep enough that many rows meet the depth in cuts and few rows do not.
+        let (rows, columns, depth) = (67, 45, 2109);
         let x = backend.upload(&random.values(backend.dtype(), rows * depth), &[rows, depth]).unwrap();
         let w = backend.upload(&random.values(backend.dtype(), columns * depth), &[columns, depth]).unwrap();
         let whole = bits(&backend, &backend.linear(&x, &w, None).unwrap());
@@ -88,12 +89,12 @@ fn batched_equals_single_and_any_cut() {
 #[test]
 fn thread_count_changes_nothing() {
     let mut random = Random::fresh();
-    let x = random.values(candle_core::DType::F32, 19 * 512);
-    let w = random.values(candle_core::DType::F32, 333 * 512);
+    let x = random.values(candle_core::DType::F32, 61 * 1111);
+    let w = random.values(candle_core::DType::F32, 333 * 1111);
     for dtype in [candle_core::DType::F32, candle_core::DType::BF16] {
         let run = |threads| {
             let backend = CpuBackend::with(dtype, threads, millrace_kernels::Isa::detect()).unwrap();
-            let (x, w) = (backend.upload(&x, &[19, 512]).unwrap(), backend.upload(&w, &[333, 512]).unwrap());
+            let (x, w) = (backend.upload(&x, &[61, 1111]).unwrap(), backend.upload(&w, &[333, 1111]).unwrap());
             bits(&backend, &backend.linear(&x, &w, None).unwrap())
         };
         let one = run(1);

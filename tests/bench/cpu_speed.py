@@ -162,18 +162,18 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--folder", type=Path, help="where the 1.2 GB checkpoint is written [default: temporary]")
     arguments = parser.parse_args()
+    path = HERE / "results" / f"cpu-speed-{arguments.name}.json"
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         model, weight_bytes = write_model(arguments.millrace, Path(folder))
-        result = compare(arguments, model)
-    result["weight_bytes"] = weight_bytes
-    path = HERE / "results" / f"cpu-speed-{arguments.name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+        for result in compare(arguments, model):
+            # After every round: a run that is cut short leaves its whole rounds.
+            path.write_text(json.dumps(result | {"weight_bytes": weight_bytes}, indent=1) + "\n")
     for program, figures in result["summary"].items():
         print(f"{program:20} prefill {figures['prefill_s']['median']:.3f} s, token {figures['token_s']['median']:.4f} s")
 
 
 def compare(arguments, model):
-    """All rounds of all programs."""
+    """The result after each round of all programs."""
     wanted = [("transformers", variant) for variant in ("sdpa", "eager")]
     wanted += [("mistralrs", variant) for variant in ("BF16", "F16", "F32")]
     peers = {
@@ -188,22 +188,22 @@ def compare(arguments, model):
         for program, (kind, peer) in peers.items():
             runs[program] = peer.run(ids, TOKENS[kind])
         print(number, {program: (round(run["prefill_s"], 3), round(run["token_s"], 4)) for program, run in runs.items()})
-        if number >= 0:
-            # The round before the first warms the peers up.
-            rounds.append({"load_average": os.getloadavg()[0], "runs": runs})
-    for run in (run for one in rounds for run in one["runs"].values()):
-        drawn = run.pop("tokens")
-        run["first_token"] = drawn[0] if drawn else None
-    programs = rounds[0]["runs"]
-    return {
-        "machine": machine(),
-        "programs": {program: peer.about for program, (_, peer) in peers.items()},
-        "prompt_tokens": PROMPT_TOKENS,
-        "answer_tokens": TOKENS,
-        "loaded_peak_bytes": load["peak_bytes"],
-        "summary": {program: summary([one["runs"][program] for one in rounds]) for program in programs},
-        "rounds": rounds,
-    }
+        if number < 0:
+            # The peers are warm now.
+            continue
+        for run in runs.values():
+            drawn = run.pop("tokens")
+            run["first_token"] = drawn[0] if drawn else None
+        rounds.append({"load_average": os.getloadavg()[0], "runs": runs})
+        yield {
+            "machine": machine(),
+            "programs": {program: peer.about for program, (_, peer) in peers.items()},
+            "prompt_tokens": PROMPT_TOKENS,
+            "answer_tokens": TOKENS,
+            "loaded_peak_bytes": load["peak_bytes"],
+            "summary": {program: summary([one["runs"][program] for one in rounds]) for program in runs},
+            "rounds": rounds,
+        }
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 ACCURACY = ROOT / "deploy/demo/train/accuracy.json"
 AGREEMENT = ROOT / "tests/bench/results"
+LIBRARIES = ("transformers", "torch", "mistralrs")
 BLOCK = re.compile(r"(<!-- accuracy: [^>]*-->\n).*?(<!-- end of accuracy -->)", re.S)
+SPEED = re.compile(r"(<!-- speed: [^>]*-->\n).*?(<!-- end of speed -->)", re.S)
 
 
 def accuracy_table():
@@ -34,9 +36,46 @@ def agreement_table():
     return "\n".join(rows) + "\n"
 
 
+def spread(figure, scale):
+    """Median and range."""
+    median, least, most = (figure[key] * scale for key in ("median", "least", "most"))
+    return f"{median:.3g} ({least:.3g} to {most:.3g})"
+
+
+def speed_tables():
+    """One table a stored run of cpu_speed.py; a ratio is the program's median over Millrace's."""
+    rows = []
+    for path in sorted(AGREEMENT.glob("cpu-speed-*.json")):
+        result = json.loads(path.read_text())
+        machine, programs = result["machine"], result["summary"]
+        processor = " ".join(machine["processor"].values())
+        loads = [one["load_average"] for one in result["rounds"]]
+        versions = {name: about[name] for about in result["programs"].values() for name in LIBRARIES if name in about}
+        named = ", ".join(f"{name} {version}" for name, version in versions.items())
+        rows += [
+            f"{processor}, {machine['cores']} cores, {len(loads)} rounds at a load average of {min(loads):.1f} to"
+            f" {max(loads):.1f}; {named}:",
+            "",
+            f"| program | prompt of {result['prompt_tokens']} tokens, ms | times Millrace's"
+            " | one more token, ms | times Millrace's | peak memory, MB |",
+            "|---|---|---|---|---|---|",
+        ]
+        for program, figures in programs.items():
+            cells = [program]
+            for key in ("prefill_s", "token_s"):
+                ratio = figures[key]["median"] / programs["millrace"][key]["median"]
+                cells += [spread(figures[key], 1000), f"{ratio:.2f}"]
+            cells.append(f"{figures['peak_bytes']['most'] / 1e6:.0f}")
+            rows.append("| " + " | ".join(cells) + " |")
+        weights, loaded = result["weight_bytes"] / 1e6, result["loaded_peak_bytes"] / 1e6
+        rows += ["", f"Weights: {weights:.0f} MB; Millrace's peak after loading and one token: {loaded:.0f} MB."]
+    return "\n".join(rows) + "\n"
+
+
 def main():
     text = README.read_text()
     fresh = BLOCK.sub(lambda found: found[1] + accuracy_table() + agreement_table() + found[2], text)
+    fresh = SPEED.sub(lambda found: found[1] + speed_tables() + found[2], fresh)
     if "--check" in sys.argv:
         if fresh != text:
             sys.exit("README.md does not say what the stored results say: run python3 tests/bench/readme.py")

@@ -1,7 +1,8 @@
 //! One task of a product: some row groups against a block of columns, tile by tile.
 //!
-//! Where there are several row groups the depth is cut too, so that a group's rows and a tile's weights stay in the first-level
-//! cache; between the cuts the sixteen lanes of every sum wait in memory, unrounded.
+//! With few rows the weights come from memory: every tile meets all rows while the next one's weights are on their way. With many
+//! rows each group passes over all columns, and the depth is cut too, so that a group's rows and a tile's weights stay in the
+//! first-level cache; between the cuts the sixteen lanes of every sum wait in memory, unrounded.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -17,8 +18,8 @@ pub(super) const COLUMNS: usize = 4;
 /// Steps of one cut of the depth: 2 KiB of each row.
 const CUT_STEPS: usize = 32;
 
-/// How far ahead of the weights in use the next ones are asked for, in bytes.
-const AHEAD_BYTES: usize = 2048;
+/// Row groups up to which each tile's weights meet all rows at once, so that memory is read while other groups compute.
+const FEW_GROUPS: usize = 4;
 
 /// Row groups `groups` and output columns `from..to`.
 pub(super) struct Task<'a, E, O> {
@@ -37,39 +38,60 @@ impl<E: Vectors, O: Element> Kernel<E> for Task<'_, E, O> {
     #[inline(always)]
     unsafe fn call<L: Lanes<Element = E>>(self) {
         let width = self.to - self.from;
-        let cut = if self.groups.len() > 1 { CUT_STEPS } else { self.x.steps() };
-        let most = self.x.of(self.groups.start).1;
+        let (first_row, most, _) = self.x.of(self.groups.start);
+        let few = self.groups.len() <= FEW_GROUPS;
+        let (span, cut, held) = match few {
+            true => (COLUMNS, self.x.steps(), self.groups.clone().map(|group| self.x.of(group).1).sum()),
+            false => (width, CUT_STEPS, most),
+        };
         let waiting = if cut < self.x.steps() { most * width } else { 0 };
-        let mut work = Work { lanes: vec![Line::ZERO; waiting], totals: vec![0.0; most * width], width };
-        for group in self.groups.clone() {
-            let (row, rows, x) = self.x.of(group);
-            // SAFETY: same contract; `rows` is the group's number of rows, and the buffers hold that many times `width`.
-            unsafe {
-                match rows {
-                    6 if L::WIDE => self.group::<L, 6>(x, cut, &mut work),
-                    5 if L::WIDE => self.group::<L, 5>(x, cut, &mut work),
-                    4 if L::WIDE => self.group::<L, 4>(x, cut, &mut work),
-                    3 if L::WIDE => self.group::<L, 3>(x, cut, &mut work),
-                    2 => self.group::<L, 2>(x, cut, &mut work),
-                    _ => self.group::<L, 1>(x, cut, &mut work),
+        let mut work = Work { lanes: vec![Line::ZERO; waiting], totals: vec![0.0; held * width], width };
+        for start in (0..width).step_by(span) {
+            for group in self.groups.clone() {
+                let (row, rows, x) = self.x.of(group);
+                let place =
+                    Place { row: if few { row - first_row } else { 0 }, from: start, to: width.min(start + span) };
+                // SAFETY: same contract; the group has `rows` rows, and the buffers room for them at the place.
+                unsafe {
+                    match rows {
+                        6 if L::WIDE => self.group::<L, 6>(x, cut, place, &mut work),
+                        5 if L::WIDE => self.group::<L, 5>(x, cut, place, &mut work),
+                        4 if L::WIDE => self.group::<L, 4>(x, cut, place, &mut work),
+                        3 if L::WIDE => self.group::<L, 3>(x, cut, place, &mut work),
+                        2 => self.group::<L, 2>(x, cut, place, &mut work),
+                        _ => self.group::<L, 1>(x, cut, place, &mut work),
+                    }
+                }
+                if !few {
+                    self.finish(row, &work.totals[..rows * width]);
                 }
             }
-            for (m, totals) in work.totals.chunks_exact(width).take(rows).enumerate() {
-                // SAFETY: the row exists, and its columns `from..to` belong to this task.
-                let out = unsafe {
-                    let start = self.out.get().add((row + m) * self.columns + self.from);
-                    std::slice::from_raw_parts_mut(start, width)
-                };
-                match self.bias {
-                    Some(bias) => {
-                        for ((out, total), bias) in out.iter_mut().zip(totals).zip(&bias[self.from..self.to]) {
-                            out.write(O::narrow(total + bias.widen()));
-                        }
+        }
+        if few {
+            self.finish(first_row, &work.totals);
+        }
+    }
+}
+
+impl<E: Vectors, O: Element> Task<'_, E, O> {
+    /// Rounds the sums of some rows from `row` on into the output.
+    #[inline(always)]
+    fn finish(&self, row: usize, totals: &[f32]) {
+        for (m, totals) in totals.chunks_exact(self.to - self.from).enumerate() {
+            // SAFETY: the row exists, and its columns `from..to` belong to this task.
+            let out = unsafe {
+                let start = self.out.get().add((row + m) * self.columns + self.from);
+                std::slice::from_raw_parts_mut(start, totals.len())
+            };
+            match self.bias {
+                Some(bias) => {
+                    for ((out, total), bias) in out.iter_mut().zip(totals).zip(&bias[self.from..self.to]) {
+                        out.write(O::narrow(total + bias.widen()));
                     }
-                    None => {
-                        for (out, &total) in out.iter_mut().zip(totals) {
-                            out.write(O::narrow(total));
-                        }
+                }
+                None => {
+                    for (out, &total) in out.iter_mut().zip(totals) {
+                        out.write(O::narrow(total));
                     }
                 }
             }
@@ -79,74 +101,90 @@ impl<E: Vectors, O: Element> Kernel<E> for Task<'_, E, O> {
 
 /// Buffers of one task.
 struct Work {
-    /// Lanes of unfinished sums, tile by tile.
+    /// Lanes of unfinished sums of one group, tile by tile.
     lanes: Vec<Line>,
-    /// Sums of one group, `width` to a row.
+    /// Finished sums, `width` to a row.
     totals: Vec<f32>,
     width: usize,
+}
+
+/// Where a group's sums go in [`Work::totals`].
+#[derive(Clone, Copy)]
+struct Place {
+    /// First row.
+    row: usize,
+    /// Columns `from..to`, counted from the task's first.
+    from: usize,
+    to: usize,
 }
 
 /// Where a tile stands in the depth.
 #[derive(Clone, Copy)]
 struct Cut {
-    /// Steps before it.
+    /// Its first step.
     first: usize,
-    /// Steps behind it, or before it plus its own.
+    /// The step behind its last.
     end: usize,
     /// Whether the sums are complete behind it.
     last: bool,
 }
 
 impl<E: Vectors, O: Element> Task<'_, E, O> {
-    /// `M` rows against all columns of the task.
+    /// `M` rows against the columns of `place`.
     ///
     /// # Safety
-    /// `x` holds `M` rows, and `work` room for as many; the processor has the instruction set of `L`.
+    /// `x` holds `M` rows, and `work` room for as many at the place; the processor has the instruction set of `L`.
     #[inline(always)]
-    unsafe fn group<L: Lanes<Element = E>, const M: usize>(&self, x: &[Line], cut: usize, work: &mut Work) {
+    unsafe fn group<L: Lanes<Element = E>, const M: usize>(
+        &self,
+        x: &[Line],
+        cut: usize,
+        place: Place,
+        work: &mut Work,
+    ) {
         let steps = self.x.steps();
         for first in (0..steps).step_by(cut) {
             let end = steps.min(first + cut);
             let cut = Cut { first, end, last: end == steps };
-            let mut column = 0;
-            // SAFETY: same contract; columns stay below `width`.
+            let mut here = Place { ..place };
+            // SAFETY: same contract; columns stay below `to`.
             unsafe {
-                while column + COLUMNS <= work.width && (L::WIDE || M == 1) {
-                    self.tile::<L, M, COLUMNS>(x, cut, column, work);
-                    column += COLUMNS;
+                while here.from + COLUMNS <= place.to && (L::WIDE || M == 1) {
+                    self.tile::<L, M, COLUMNS>(x, cut, here, work);
+                    here.from += COLUMNS;
                 }
-                while column + 2 <= work.width && !L::WIDE && M > 1 {
-                    self.tile::<L, M, 2>(x, cut, column, work);
-                    column += 2;
+                while here.from + 2 <= place.to && !L::WIDE && M > 1 {
+                    self.tile::<L, M, 2>(x, cut, here, work);
+                    here.from += 2;
                 }
-                while column < work.width {
-                    self.tile::<L, M, 1>(x, cut, column, work);
-                    column += 1;
+                while here.from < place.to {
+                    self.tile::<L, M, 1>(x, cut, here, work);
+                    here.from += 1;
                 }
             }
         }
     }
 
-    /// `M` x `N` sums over one cut of the depth.
+    /// `M` x `N` sums from column `place.from` on, over one cut of the depth.
     ///
     /// # Safety
-    /// As [`Self::group`]; `column + N` is at most `work.width`.
+    /// As [`Self::group`]; there are `N` columns.
     #[inline(always)]
     unsafe fn tile<L: Lanes<Element = E>, const M: usize, const N: usize>(
         &self,
         x: &[Line],
         cut: Cut,
-        column: usize,
+        place: Place,
         work: &mut Work,
     ) {
         let step = LANES * E::PER_WORD;
         // SAFETY: the group has M lines for each step; N rows of w are inside their slice, each `depth` long; lanes and totals
-        // hold M times `width` sums, of which a tile at `column` has its own M N.
+        // hold M times `width` sums at the place, of which a tile has its own M N.
         unsafe {
-            let w = self.w.as_ptr().add((self.from + column) * self.depth);
+            let w = self.w.as_ptr().add((self.from + place.from) * self.depth);
             let mut sums = [[L::zero(); M]; N];
             if cut.first > 0 {
-                let lanes = work.lanes.as_ptr().add(column * M).cast::<f32>();
+                let lanes = work.lanes.as_ptr().add(place.from * M).cast::<f32>();
                 for (n, sums) in sums.iter_mut().enumerate() {
                     for (m, sum) in sums.iter_mut().enumerate() {
                         *sum = L::load_sums(lanes.add((n * M + m) * LANES));
@@ -161,7 +199,8 @@ impl<E: Vectors, O: Element> Task<'_, E, O> {
                 }
                 for (n, sums) in sums.iter_mut().enumerate() {
                     let weight = w.add(n * self.depth + k * step);
-                    prefetch(weight.cast::<u8>().wrapping_add(AHEAD_BYTES));
+                    // The next tile's, which the processor does not foresee: rows are short and far apart.
+                    prefetch(weight.wrapping_add(N * self.depth).cast::<u8>());
                     let weight = L::load(weight.cast());
                     for (sum, input) in sums.iter_mut().zip(inputs) {
                         *sum = L::step(*sum, input, weight);
@@ -178,7 +217,7 @@ impl<E: Vectors, O: Element> Task<'_, E, O> {
                 }
             }
             if !cut.last {
-                let lanes = work.lanes.as_mut_ptr().add(column * M).cast::<f32>();
+                let lanes = work.lanes.as_mut_ptr().add(place.from * M).cast::<f32>();
                 for (n, sums) in sums.iter().enumerate() {
                     for (m, &sum) in sums.iter().enumerate() {
                         L::store(sum, lanes.add((n * M + m) * LANES));
@@ -186,7 +225,7 @@ impl<E: Vectors, O: Element> Task<'_, E, O> {
                 }
                 return;
             }
-            let totals = work.totals.as_mut_ptr().add(column);
+            let totals = work.totals.as_mut_ptr().add(place.row * work.width + place.from);
             for m in 0..M {
                 let totals = totals.add(m * work.width);
                 if N == COLUMNS {
