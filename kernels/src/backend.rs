@@ -88,6 +88,9 @@ pub struct Staged<B: Backend> {
     pub logit_rows: B::Indices,
 }
 
+/// A model's forward pass over a staged step: gives logits `[logit_rows, V]`.
+pub type Forward<'a, B, E> = dyn FnMut(&Staged<B>) -> Result<<B as Backend>::Tensor, E> + 'a;
+
 /// Normalised patches of one item as its page holds them, little-endian: `[rows, channels, slots, area]`.
 #[derive(Debug, Clone, Copy)]
 pub struct PatchPage<'a> {
@@ -209,7 +212,7 @@ pub trait Backend: Send + Sync + Sized {
     fn step<E: From<KernelError>>(
         &self,
         inputs: StepInputs,
-        forward: &mut dyn FnMut(&Staged<Self>) -> Result<Self::Tensor, E>,
+        forward: &mut Forward<'_, Self, E>,
     ) -> Result<Self::Logits, E>;
     /// All logits as f32, row by row.
     fn logits_to_host(&self, logits: &Self::Logits) -> Result<Vec<f32>, KernelError>;

@@ -35,8 +35,11 @@ const SKINNY: [&str; 6] = [
     "skinny_swiglu_b1",
     "skinny_swiglu_b2",
 ];
-/// Rows that they take at most.
+/// Rows that they take at most, and up to which they are faster than cuBLASLt whatever the weight (H200, 2026-11-25).
 const SKINNY_ROWS: usize = 16;
+const SKINNY_ALWAYS: usize = 8;
+/// Elements of a weight up to which they are no slower with more rows.
+const SMALL_WEIGHT: usize = 11 << 20;
 /// Blocks that share a multiprocessor.
 const SKINNY_BLOCKS: usize = 2;
 
@@ -51,6 +54,9 @@ struct Skinny {
 /// The launch for `rows x inputs x outputs` on `multiprocessors`, if the kernels take it. `gated`: outputs are gate and up rows.
 fn skinny([rows, inputs, outputs]: [usize; 3], gated: bool, multiprocessors: usize) -> Option<Skinny> {
     if rows == 0 || rows > SKINNY_ROWS || !inputs.is_multiple_of(8) || (gated && !outputs.is_multiple_of(2)) {
+        return None;
+    }
+    if rows > SKINNY_ALWAYS && inputs * outputs > SMALL_WEIGHT {
         return None;
     }
     let batches = rows.div_ceil(8);
@@ -299,7 +305,9 @@ mod tests {
         assert_eq!(kernel([1, 2560, 6144], false), Some(("skinny_linear_r1_b1", 264)));
         assert_eq!(kernel([9, 4096, 2560], false), Some(("skinny_linear_r1_b2", 160)));
         assert_eq!(kernel([8, 2560, 151_936], false), Some(("skinny_linear_r2_b1", 264)));
-        assert_eq!(kernel([16, 2560, 19_456], true), Some(("skinny_swiglu_b2", 264)));
+        assert_eq!(kernel([4, 2560, 19_456], true), Some(("skinny_swiglu_b1", 264)));
+        assert_eq!(kernel([12, 1024, 2048], true), Some(("skinny_swiglu_b2", 64)));
+        assert_eq!(kernel([9, 2560, 19_456], false), None);
         assert_eq!(kernel([17, 2560, 6144], false), None);
         assert_eq!(kernel([1, 2561, 6144], false), None);
     }

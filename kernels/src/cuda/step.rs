@@ -14,7 +14,7 @@ use super::memory::Owned;
 use super::pinned::Pinned;
 use super::staging::Sizes;
 use super::tensor::CudaTensor;
-use crate::backend::{Staged, StepInputs};
+use crate::backend::{Forward, Staged, StepInputs};
 use crate::error::KernelError;
 
 /// Most sequences of a recorded step.
@@ -113,7 +113,7 @@ impl State {
         };
         debug_assert!(head.is_empty());
         sizes.fill(inputs, words)?;
-        host.to_device(device, bytes)
+        host.send(device, bytes)
     }
 
     /// A device buffer of `bytes`, kept from step to step.
@@ -127,14 +127,12 @@ impl State {
     }
 }
 
-type Forward<'a, E> = dyn FnMut(&Staged<CudaBackend>) -> Result<CudaTensor, E> + 'a;
-
 impl CudaBackend {
     /// See [`crate::Backend::step`].
     pub(super) fn run_step<E: From<KernelError>>(
         &self,
         inputs: StepInputs,
-        forward: &mut Forward<'_, E>,
+        forward: &mut Forward<'_, Self, E>,
     ) -> Result<CudaLogits, E> {
         let exact = Sizes::of(&inputs);
         let sequences = exact.sequences;
@@ -172,7 +170,7 @@ impl CudaBackend {
         &self,
         inputs: StepInputs,
         sizes: Sizes,
-        forward: &mut Forward<'_, E>,
+        forward: &mut Forward<'_, Self, E>,
     ) -> Result<CudaLogits, E> {
         let (address, winners) = {
             let state = &mut *self.steps.lock();
@@ -190,7 +188,7 @@ impl CudaBackend {
         &self,
         inputs: StepInputs,
         sizes: Sizes,
-        forward: &mut Forward<'_, E>,
+        forward: &mut Forward<'_, Self, E>,
     ) -> Result<CudaLogits, E> {
         let staging = self.memory.allocate(4 * sizes.words())?;
         let winners = {
@@ -218,7 +216,7 @@ impl CudaBackend {
         &self,
         staged: &Staged<Self>,
         winners: u64,
-        forward: &mut Forward<'_, E>,
+        forward: &mut Forward<'_, Self, E>,
     ) -> Result<(CudaTensor, sys::CUgraphExec), E> {
         let first = {
             let logits = forward(staged)?;
