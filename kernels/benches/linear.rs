@@ -1,21 +1,28 @@
 //! Speed of `linear` on the CPU: weight bytes per second where rows are few, operations per second where they are many.
 //!
 //! Weights rotate through a set larger than the last-level cache. Times on a shared machine vary: compare programs within
-//! one minute only.
+//! one minute only. `cargo bench --bench linear -- avx2` or `portable` takes another instruction set.
 #![allow(clippy::expect_used, clippy::print_stdout, clippy::disallowed_methods)] // A program for people, not a service.
 
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use millrace_kernels::{Backend, CpuBackend};
+use millrace_kernels::{Backend, CpuBackend, Isa};
 
 /// Bytes of the rotating set of weights.
 const COLD_BYTES: usize = 192 << 20;
 
 fn main() {
+    let isa = match std::env::args().nth(1).as_deref() {
+        Some("avx2") => Isa::Avx2,
+        Some("portable") => Isa::Portable,
+        _ => Isa::detect(),
+    };
+    let threads = std::thread::available_parallelism().map_or(1, |count| count.get());
+    println!("{isa:?}, {threads} threads");
     println!("{:>6} {:>6} {:>6} {:>6} {:>10} {:>10}", "dtype", "M", "N", "K", "GB/s", "GFLOP/s");
     for dtype in [DType::BF16, DType::F32] {
-        let backend = CpuBackend::new(dtype).expect("backend");
+        let backend = CpuBackend::with(dtype, threads, isa).expect("backend");
         for (columns, depth) in [(3072, 1024), (1024, 3072), (4096, 1024)] {
             let bytes = columns * depth * dtype.size_in_bytes();
             let weights: Vec<_> = (0..COLD_BYTES / bytes)

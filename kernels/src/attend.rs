@@ -107,6 +107,15 @@ struct Work<E> {
 
 /// Rows of elements as rows of words, an odd end padded with zero.
 fn pack_rows<E: Vectors>(rows: &[E], length: usize) -> Vec<u32> {
+    if cfg!(target_endian = "little") && length.is_multiple_of(E::PER_WORD) {
+        // They are such words already, but not aligned.
+        let mut words = vec![0u32; rows.len() / E::PER_WORD];
+        // SAFETY: both have the same number of bytes, and any bits are a word.
+        unsafe {
+            std::ptr::copy_nonoverlapping(rows.as_ptr().cast::<u8>(), words.as_mut_ptr().cast(), size_of_val(rows))
+        };
+        return words;
+    }
     rows.chunks_exact(length).flat_map(|row| row.chunks(E::PER_WORD).map(pack_word)).collect()
 }
 

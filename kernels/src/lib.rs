@@ -41,6 +41,6 @@ pub use cpu::{CpuBackend, CpuGeometry};
 pub use cuda::{CudaBackend, CudaLogits};
 pub use error::KernelError;
 pub use kv_cache::CpuKvCache;
-pub use mapped::MappedFile;
+pub use mapped::{MappedFile, mapped_tensor};
 pub use router::CpuRouting;
 pub use simd::Isa;

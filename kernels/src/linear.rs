@@ -26,7 +26,6 @@ pub(crate) fn linear<E: Vectors>(
         bias.expect_shape("bias", &[columns])?;
     }
     let bias = bias.as_ref().map(View::data).transpose()?;
-    let mut out = vec![E::default(); rows * columns];
-    matmul(host, Product { x: x.data()?, w: w.data()?, depth, bias, out: &mut out });
+    let out: Vec<E> = matmul(host, Product { x: x.data()?, w: w.data()?, rows, columns, depth, bias });
     tensor(out, &[rows, columns])
 }

@@ -1,9 +1,18 @@
 //! A file mapped into memory, read-only, behind a safe face: here because mapping is `unsafe` and only this crate may be.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 
+use candle_core::{DType, Tensor, WithDType};
+use half::{bf16, f16};
 use memmap2::Mmap;
+
+use crate::error::KernelError;
+use crate::view::{shape_error, tensor_of};
+
+/// Bytes copied at once out of a mapping: what is resident twice while a checkpoint is loaded.
+const PIECE_BYTES: usize = 8 << 20;
 
 /// A mapped file. Its pages are read when they are touched and belong to the system's page cache.
 #[derive(Debug)]
@@ -32,5 +41,106 @@ impl MappedFile {
     /// The file's bytes.
     pub fn bytes(&self) -> &[u8] {
         self.map.as_deref().unwrap_or_default()
+    }
+
+    /// Lets go of the pages of `range`, which the system keeps cached: touched again, they come back.
+    fn release(&self, range: &Range<usize>) {
+        #[cfg(unix)]
+        if let Some(map) = &self.map {
+            // SAFETY: the mapping is of a file and read-only, so dropped pages hold nothing that the file does not.
+            let released = unsafe {
+                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.end - range.start)
+            };
+            // Advice: a system that refuses it merely keeps the pages longer.
+            drop(released);
+        }
+    }
+
+    /// Copies `range` behind what `out` holds, letting go of the file's pages on the way. `T` must be a plain number.
+    fn read<T: WithDType>(&self, range: &Range<usize>, out: &mut Vec<T>) {
+        let piece = PIECE_BYTES / size_of::<T>() * size_of::<T>();
+        for start in range.clone().step_by(piece) {
+            let here = start..range.end.min(start + piece);
+            let bytes = &self.bytes()[here.clone()];
+            let count = bytes.len() / size_of::<T>();
+            out.reserve(count);
+            // SAFETY: room for `count` more elements was just reserved, the source has their bytes, and every pattern of bits
+            // is a number of the types that `mapped_tensor` asks for.
+            unsafe {
+                let end = out.as_mut_ptr().add(out.len()).cast::<u8>();
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), end, count * size_of::<T>());
+                out.set_len(out.len() + count);
+            }
+            self.release(&here);
+        }
+    }
+}
+
+/// Bytes of mapped files, one piece behind the other, as one host tensor of `shape`. Copied once; the pages of the files do not
+/// stay in this process's memory, so that loading a checkpoint takes its size and not twice that.
+///
+/// # Errors
+/// Pieces that do not fill `shape` or lie outside their files; a dtype other than F32, F16 and BF16.
+pub fn mapped_tensor(
+    pieces: &[(&MappedFile, Range<usize>)],
+    dtype: DType,
+    shape: &[usize],
+) -> Result<Tensor, KernelError> {
+    match dtype {
+        DType::F32 => read::<f32>(pieces, shape),
+        DType::F16 => read::<f16>(pieces, shape),
+        DType::BF16 => read::<bf16>(pieces, shape),
+        other => Err(KernelError::Dtype { op: "mapped_tensor", dtype: format!("{other:?}") }),
+    }
+}
+
+fn read<T: WithDType>(pieces: &[(&MappedFile, Range<usize>)], shape: &[usize]) -> Result<Tensor, KernelError> {
+    let op = "mapped_tensor";
+    let mut bytes = 0;
+    for (file, range) in pieces {
+        if file.bytes().get(range.clone()).is_none() || range.len() % size_of::<T>() != 0 {
+            return Err(shape_error(op, format!("bytes {range:?} of a file of {}", file.bytes().len())));
+        }
+        bytes += range.len();
+    }
+    let count = shape.iter().product::<usize>();
+    if bytes != count * size_of::<T>() {
+        return Err(shape_error(op, format!("{bytes} bytes for shape {shape:?}")));
+    }
+    let mut values = Vec::<T>::with_capacity(count);
+    for (file, range) in pieces {
+        file.read(range, &mut values);
+    }
+    tensor_of(values, shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_of_two_files_become_one_tensor() {
+        let folder = std::env::temp_dir().join(format!("millrace-mapped-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        // Longer than one copy, at an odd place in the file.
+        let values: Vec<bf16> = (0..(PIECE_BYTES / 2 + 77)).map(|i| bf16::from_bits(i as u16)).collect();
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_bits().to_le_bytes()).collect();
+        std::fs::write(folder.join("a"), [&[1, 2, 3], bytes.as_slice()].concat()).unwrap();
+        std::fs::write(folder.join("b"), &bytes[..8]).unwrap();
+        let (a, b) = (MappedFile::open(&folder.join("a")).unwrap(), MappedFile::open(&folder.join("b")).unwrap());
+        let all = 3..3 + bytes.len();
+        let joined = mapped_tensor(&[(&b, 2..8), (&a, all.clone())], DType::BF16, &[values.len() + 3]).unwrap();
+        let joined: Vec<bf16> = joined.to_vec1().unwrap();
+        let bits = |values: &[bf16]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&joined[..3]), bits(&values[1..4]));
+        assert!(bits(&joined[3..]) == bits(&values));
+        assert_eq!(&a.bytes()[all.clone()], bytes, "pages that were let go come back");
+
+        for (pieces, shape) in [(vec![(&b, 0..8)], vec![3]), (vec![(&b, 0..7)], vec![3]), (vec![(&b, 4..12)], vec![4])]
+        {
+            assert!(mapped_tensor(&pieces, DType::BF16, &shape).is_err(), "{shape:?}");
+        }
+        assert!(mapped_tensor(&[(&b, 0..8)], DType::U8, &[8]).is_err());
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -2,183 +2,141 @@
 //!
 //! Each output element sums its products in sixteen lanes over the depth in order, then by a fixed tree; the tile it is computed
 //! in changes nothing. So results do not depend on the number of rows, on how columns are split, or on threads.
+//!
+//! Owns the split of a product into tasks: blocks of columns whose weights stay in the second-level cache while all row groups
+//! pass over them. The arithmetic of one task is in `tile`.
+
+mod pack;
+mod tile;
+
+use std::mem::MaybeUninit;
 
 use crate::element::Element;
 use crate::host::Host;
-use crate::simd::{self, Kernel, LANES, Lanes, Vectors};
+use crate::simd::{self, Vectors};
 use crate::threads::SharedMut;
+use pack::PackedRows;
+use tile::{COLUMNS, Task};
 
-/// Bytes of input rows that one pass over the weights keeps in the second-level cache.
-const PANEL_BYTES: usize = 384 * 1024;
+/// Bytes of weights that a task keeps in the second-level cache.
+const BLOCK_BYTES: usize = 384 * 1024;
 
 /// Multiply-adds below which a second thread costs more than it brings.
 const PARALLEL_WORK: usize = 1 << 16;
 
-/// out = round(x W^T + bias).
-pub(crate) struct Product<'a, E, O> {
-    /// Input, `depth` elements to a row.
+/// Tasks for each thread, so that one slowed down by others on the machine does not hold up the rest.
+const TASKS_PER_THREAD: usize = 4;
+
+/// round(x W^T + bias).
+pub(crate) struct Product<'a, E> {
+    /// Input, `rows` rows of `depth` elements.
     pub(crate) x: &'a [E],
-    /// Weight, `depth` elements to a row, one row for each output column.
+    /// Weight, `columns` rows of `depth` elements.
     pub(crate) w: &'a [E],
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
     pub(crate) depth: usize,
     /// Added in f32 before the one rounding.
     pub(crate) bias: Option<&'a [E]>,
-    /// Rows x columns, row-major.
-    pub(crate) out: &'a mut [O],
 }
 
-/// Computes `product` on all threads.
-pub(crate) fn matmul<E: Vectors, O: Element>(host: &Host, product: Product<'_, E, O>) {
-    let Product { x, w, depth, bias, out } = product;
-    if out.is_empty() {
-        return;
+/// Computes `product` on all threads: rows x columns, row-major.
+pub(crate) fn matmul<E: Vectors, O: Element>(host: &Host, product: Product<'_, E>) -> Vec<O> {
+    let Product { x, w, rows, columns, depth, bias } = product;
+    assert!(x.len() == rows * depth && w.len() == columns * depth && bias.is_none_or(|bias| bias.len() == columns));
+    if rows == 0 || columns == 0 {
+        return Vec::new();
     }
     if depth == 0 {
-        let columns = bias.map_or(out.len(), <[E]>::len);
-        for row in out.chunks_mut(columns) {
-            for (i, out) in row.iter_mut().enumerate() {
-                *out = O::narrow(bias.map_or(0.0, |bias| bias[i].widen()));
-            }
-        }
-        return;
+        return (0..rows * columns).map(|i| O::narrow(bias.map_or(0.0, |bias| bias[i % columns].widen()))).collect();
     }
-    let (rows, columns) = (x.len() / depth, w.len() / depth);
-    assert!(out.len() == rows * columns && bias.is_none_or(|bias| bias.len() == columns));
-    let tile = 6;
-    let pieces = if rows * columns * depth < PARALLEL_WORK { 1 } else { host.threads.count() * 4 };
-    let piece = columns.div_ceil(pieces).next_multiple_of(tile);
-    let out = SharedMut(out.as_mut_ptr());
-    host.threads.run(columns.div_ceil(piece), &|index| {
-        let from = index * piece;
-        let to = columns.min(from + piece);
-        simd::run(host.isa, Columns { x, w, depth, rows, columns, bias, out: &out, from, to });
+    let threads = if rows * columns * depth < PARALLEL_WORK { 1 } else { host.threads.count() };
+    let x = PackedRows::new(host, threads, x, depth);
+    let split = Split::new::<E>(threads, x.groups(), columns, depth);
+    // Not zeroed first: that would be one thread's work, and touch the memory twice.
+    let mut out = Vec::<O>::with_capacity(rows * columns);
+    let target = SharedMut(out.as_mut_ptr().cast::<MaybeUninit<O>>());
+    host.threads.run(split.tasks(), &|index| {
+        let (groups, columns_here) = split.task(index, x.groups(), columns);
+        let (from, to) = (columns_here.start, columns_here.end);
+        simd::run(host.isa, Task { x: &x, w, depth, columns, bias, out: &target, groups, from, to });
     });
+    // SAFETY: there is room for this many, and the tasks, which cover every output, wrote them all.
+    unsafe { out.set_len(rows * columns) };
+    out
 }
 
-/// One thread's share: output columns `from..to` of all rows.
-struct Columns<'a, E, O> {
-    x: &'a [E],
-    w: &'a [E],
-    depth: usize,
-    rows: usize,
+/// How a product is cut into tasks: row groups by columns.
+struct Split {
+    /// Columns of a task, whole tiles of them.
     columns: usize,
-    bias: Option<&'a [E]>,
-    out: &'a SharedMut<O>,
-    from: usize,
-    to: usize,
+    column_tasks: usize,
+    /// Row groups of a task.
+    groups: usize,
+    row_tasks: usize,
 }
 
-impl<E: Vectors, O: Element> Kernel<E> for Columns<'_, E, O> {
-    #[inline(always)]
-    unsafe fn call<L: Lanes<Element = E>>(self) {
-        let panel = (PANEL_BYTES / (self.depth * size_of::<E>())).max(4).next_multiple_of(4);
-        let mut row = 0;
-        while row < self.rows {
-            let end = self.rows.min(row + panel);
-            let mut column = self.from;
-            // SAFETY: same contract; rows and columns stay below their ends.
-            unsafe {
-                if L::WIDE {
-                    while column + 6 <= self.to {
-                        self.rows_by::<L, 4, 6>(row, end, column);
-                        column += 6;
-                    }
-                }
-                while column + 2 <= self.to {
-                    if L::WIDE {
-                        self.rows_by::<L, 4, 2>(row, end, column);
-                    } else {
-                        self.rows_by::<L, 2, 2>(row, end, column);
-                    }
-                    column += 2;
-                }
-                if column < self.to {
-                    self.rows_by::<L, 2, 1>(row, end, column);
-                }
-            }
-            row = end;
+impl Split {
+    fn new<E: Element>(threads: usize, groups: usize, columns: usize, depth: usize) -> Self {
+        if threads == 1 && groups == 1 {
+            return Self { columns, column_tasks: 1, groups, row_tasks: 1 };
         }
-    }
-}
-
-impl<E: Vectors, O: Element> Columns<'_, E, O> {
-    /// Rows `row..end` against `N` columns from `column`, `M` rows at a time.
-    ///
-    /// # Safety
-    /// Rows and columns exist; the processor has the instruction set of `L`.
-    #[inline(always)]
-    unsafe fn rows_by<L: Lanes<Element = E>, const M: usize, const N: usize>(
-        &self,
-        row: usize,
-        end: usize,
-        column: usize,
-    ) {
-        let mut row = row;
-        // SAFETY: same contract.
-        unsafe {
-            while row + M <= end {
-                self.tile::<L, M, N>(row, column);
-                row += M;
+        let wanted = if threads == 1 { 1 } else { threads * TASKS_PER_THREAD };
+        let cached = BLOCK_BYTES / (depth * size_of::<E>());
+        let piece = columns.div_ceil(wanted).min(cached).max(1).next_multiple_of(COLUMNS);
+        // Rows are split only where many threads would be left with few columns each.
+        let narrow = 8 * COLUMNS;
+        let (piece, row_tasks) = match piece < narrow && groups > 1 {
+            true => {
+                (narrow.min(cached.next_multiple_of(COLUMNS)), wanted.div_ceil(columns.div_ceil(narrow)).min(groups))
             }
-            while row + 2 <= end {
-                self.tile::<L, 2, N>(row, column);
-                row += 2;
-            }
-            if row < end {
-                self.tile::<L, 1, N>(row, column);
-            }
+            false => (piece, 1),
+        };
+        let groups_here = groups.div_ceil(row_tasks);
+        Self {
+            columns: piece,
+            column_tasks: columns.div_ceil(piece),
+            groups: groups_here,
+            row_tasks: groups.div_ceil(groups_here),
         }
     }
 
-    /// `M` x `N` outputs at (`row`, `column`).
-    ///
-    /// # Safety
-    /// As [`Self::rows_by`].
-    #[inline(always)]
-    unsafe fn tile<L: Lanes<Element = E>, const M: usize, const N: usize>(&self, row: usize, column: usize) {
-        let step = LANES * E::PER_WORD;
-        // SAFETY: M rows of x and N rows of w are inside their slices, each `depth` long.
-        unsafe {
-            let x = self.x.as_ptr().add(row * self.depth);
-            let w = self.w.as_ptr().add(column * self.depth);
-            let mut sums = [[L::zero(); M]; N];
-            let mut k = 0;
-            while k + step <= self.depth {
-                let mut inputs = [L::splat(0); M];
-                for (m, input) in inputs.iter_mut().enumerate() {
-                    *input = L::load(x.add(m * self.depth + k).cast());
-                }
-                for (n, sums) in sums.iter_mut().enumerate() {
-                    let weight = L::load(w.add(n * self.depth + k).cast());
-                    for (sum, input) in sums.iter_mut().zip(inputs) {
-                        *sum = L::step(*sum, input, weight);
-                    }
-                }
-                k += step;
-            }
-            if k < self.depth {
-                let rest = self.depth - k;
-                for (n, sums) in sums.iter_mut().enumerate() {
-                    let weight = L::load_some(w.add(n * self.depth + k), rest);
-                    for (m, sum) in sums.iter_mut().enumerate() {
-                        *sum = L::step(*sum, L::load_some(x.add(m * self.depth + k), rest), weight);
-                    }
-                }
-            }
-            let out = self.out.get().add(row * self.columns + column);
-            for (n, sums) in sums.iter().enumerate() {
-                let bias = self.bias.map_or(0.0, |bias| bias[column + n].widen());
-                if M == 4 {
-                    let totals = L::total4([sums[0], sums[1 % M], sums[2 % M], sums[3 % M]]);
-                    for (m, total) in totals.into_iter().enumerate() {
-                        out.add(m * self.columns + n).write(O::narrow(total + bias));
-                    }
-                } else {
-                    for (m, &sum) in sums.iter().enumerate() {
-                        out.add(m * self.columns + n).write(O::narrow(L::total(sum) + bias));
-                    }
+    fn tasks(&self) -> usize {
+        self.column_tasks * self.row_tasks
+    }
+
+    /// Row groups and columns of one task.
+    fn task(&self, index: usize, groups: usize, columns: usize) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
+        let (row, column) = (index % self.row_tasks * self.groups, index / self.row_tasks * self.columns);
+        (row..groups.min(row + self.groups), column..columns.min(column + self.columns))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_cover_every_output_once() {
+        for (threads, groups, columns, depth) in [
+            (1, 1, 7, 64),
+            (1, 9, 50, 3000),
+            (2, 1, 4096, 1024),
+            (2, 86, 1024, 3072),
+            (64, 86, 1024, 1024),
+            (3, 5, 3, 9),
+        ] {
+            let split = Split::new::<half::bf16>(threads, groups, columns, depth);
+            let mut seen = vec![0; groups * columns];
+            for index in 0..split.tasks() {
+                let (group_range, column_range) = split.task(index, groups, columns);
+                assert!(!group_range.is_empty() && !column_range.is_empty());
+                assert!(column_range.end == columns || column_range.len().is_multiple_of(COLUMNS));
+                for group in group_range {
+                    seen[group * columns..][column_range.clone()].iter_mut().for_each(|times| *times += 1);
                 }
             }
+            assert!(seen.iter().all(|&times| times == 1), "{threads} threads, {groups} groups, {columns} columns");
         }
     }
 }

@@ -134,9 +134,9 @@ impl<E: Vectors> Inputs<'_, E> {
             self.cache.read(block, t % block_tokens, latents, &mut rotated[t * rope..(t + 1) * rope]);
         }
         let width = nope + value;
-        let mut expanded = vec![E::default(); context * heads * width];
-        let product = Product { x: &latents, w: self.kv_b, depth: latent, bias: None, out: &mut expanded };
-        matmul(self.host, product);
+        let columns = heads * width;
+        let product = Product { x: &latents, w: self.kv_b, rows: context, columns, depth: latent, bias: None };
+        let expanded: Vec<E> = matmul(self.host, product);
         let layout = PageLayout::new::<E>(block_tokens, 1, nope + rope, value);
         self.host.threads.run(heads, &|head| {
             let mut key = vec![E::default(); nope + rope];
@@ -214,11 +214,11 @@ impl<E: Vectors> Inputs<'_, E> {
         let (layout, scale) = (*self.cache.layout(), self.scale);
         let parts = Attend { layout, pages: &pages, queries: &queries, visible: &visible, scale, out: &mut mixed };
         attend(self.host.isa, parts);
-        let mut result = vec![E::default(); value];
         for (head, mixed) in taken.zip(mixed.chunks_exact(latent)) {
             let w = &weights(head)[nope * latent..];
             // Inside one of several tasks `matmul` finds the threads taken and runs alone.
-            matmul(self.host, Product { x: mixed, w, depth: latent, bias: None, out: &mut result });
+            let product = Product { x: mixed, w, rows: 1, columns: value, depth: latent, bias: None };
+            let result: Vec<E> = matmul(self.host, product);
             self.write(row, head, &result);
         }
     }

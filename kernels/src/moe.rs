@@ -42,14 +42,15 @@ pub(crate) fn experts<E: Vectors>(
     for (expert, slots) in slots.iter().enumerate().filter(|(_, slots)| !slots.is_empty()) {
         let rows: Vec<E> =
             slots.iter().flat_map(|slot| &source[slot / routing.top_k * hidden..][..hidden]).copied().collect();
-        let mut gate_up_out = vec![E::default(); slots.len() * 2 * inner];
         let w = &gate_up[expert * 2 * inner * hidden..][..2 * inner * hidden];
-        matmul(host, Product { x: &rows, w, depth: hidden, bias: None, out: &mut gate_up_out });
+        let count = slots.len();
+        let product = Product { x: &rows, w, rows: count, columns: 2 * inner, depth: hidden, bias: None };
+        let gate_up_out: Vec<E> = matmul(host, product);
         let mut inside = vec![E::default(); slots.len() * inner];
         swiglu_rows(host, &gate_up_out, inner, &mut inside);
-        let mut out = vec![E::default(); slots.len() * hidden];
         let w = &down[expert * hidden * inner..][..hidden * inner];
-        matmul(host, Product { x: &inside, w, depth: inner, bias: None, out: &mut out });
+        let product = Product { x: &inside, w, rows: count, columns: hidden, depth: inner, bias: None };
+        let out: Vec<E> = matmul(host, product);
         for (slot, out) in slots.iter().zip(out.chunks_exact(hidden.max(1))) {
             results[slot * hidden..][..hidden].copy_from_slice(out);
         }

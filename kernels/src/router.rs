@@ -44,9 +44,7 @@ fn scores<E: Vectors, O: Vectors>(
         return Err(shape_error(op, format!("{top_k} of {experts} experts")));
     }
     let (x, w) = (convert(x.data()?), convert(gate.data()?));
-    let mut out = vec![O::default(); rows * experts];
-    matmul(host, Product { x: &x, w: &w, depth, bias: None, out: &mut out });
-    Ok((out, experts))
+    Ok((matmul(host, Product { x: &x, w: &w, rows, columns: experts, depth, bias: None }), experts))
 }
 
 /// Indices of the `count` largest scores, largest first, the lower index first among equals.

@@ -4,7 +4,7 @@
 
 use std::marker::PhantomData;
 
-use candle_core::{Device, Storage, StorageRef, Tensor};
+use candle_core::{Device, Storage, StorageRef, Tensor, WithDType};
 
 use crate::element::Element;
 use crate::error::KernelError;
@@ -66,6 +66,11 @@ impl<'a, E: Element> View<'a, E> {
 
 /// A new CPU tensor over `values`.
 pub fn tensor<E: Element>(values: Vec<E>, shape: &[usize]) -> Result<Tensor, KernelError> {
+    tensor_of(values, shape)
+}
+
+/// A new CPU tensor over `values` of a type that no op computes with.
+pub fn tensor_of<T: WithDType>(values: Vec<T>, shape: &[usize]) -> Result<Tensor, KernelError> {
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 

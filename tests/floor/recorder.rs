@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Tensor, TensorId};
-use millrace_kernels::{Backend, CpuBackend, CpuKvCache, CpuRouting};
+use millrace_kernels::{Backend, CpuBackend, CpuKvCache, CpuRouting, Draw, PatchPage, Staged, StepInputs};
 use millrace_kernels::{GeluKind, KernelError, Ragged, RopeTable, Segments, SigmoidChoice};
 
 /// One call.
@@ -71,6 +71,10 @@ impl Recorder {
 }
 
 type Done<T> = Result<T, KernelError>;
+type Indices = <CpuBackend as Backend>::Indices;
+type Frequencies = <CpuBackend as Backend>::Frequencies;
+type Geometry = <CpuBackend as Backend>::Geometry;
+type Logits = <CpuBackend as Backend>::Logits;
 
 /// Ops that are noted by name and passed on.
 macro_rules! by_name {
@@ -86,6 +90,11 @@ impl Backend for Recorder {
     type Tensor = Tensor;
     type KvCache = CpuKvCache;
     type Routing = CpuRouting;
+    type Indices = Indices;
+    type Batch = <CpuBackend as Backend>::Batch;
+    type Frequencies = Frequencies;
+    type Geometry = Geometry;
+    type Logits = Logits;
 
     by_name! {
         fn dtype(&self) -> DType;
@@ -95,10 +104,10 @@ impl Backend for Recorder {
         fn to_host(&self, x: &Tensor) -> Done<Vec<f32>>;
         fn shape(&self, x: &Tensor) -> Vec<usize>;
         fn reshape(&self, x: &Tensor, shape: &[usize]) -> Done<Tensor>;
-        fn embed(&self, table: &Tensor, ids: &[u32]) -> Done<Tensor>;
-        fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Done<Tensor>;
-        fn scatter_rows(&self, x: &Tensor, rows: &[u32], values: &Tensor) -> Done<Tensor>;
-        fn scatter_add_rows(&self, x: &Tensor, rows: &[u32], values: &Tensor) -> Done<Tensor>;
+        fn embed(&self, table: &Tensor, ids: &Indices) -> Done<Tensor>;
+        fn gather_rows(&self, x: &Tensor, rows: &Indices) -> Done<Tensor>;
+        fn scatter_rows(&self, x: &Tensor, rows: &Indices, values: &Tensor) -> Done<Tensor>;
+        fn scatter_add_rows(&self, x: &Tensor, rows: &Indices, values: &Tensor) -> Done<Tensor>;
         fn concat_rows(&self, parts: &[Tensor]) -> Done<Tensor>;
         fn add(&self, a: &Tensor, b: &Tensor) -> Done<Tensor>;
         fn rms_norm(&self, x: &Tensor, w: &Tensor, eps: f32) -> Done<Tensor>;
@@ -106,14 +115,31 @@ impl Backend for Recorder {
         fn layer_norm(&self, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Done<Tensor>;
         fn swiglu(&self, gate_up: &Tensor) -> Done<Tensor>;
         fn gelu(&self, x: &Tensor, kind: GeluKind) -> Done<Tensor>;
-        fn segment_attention(
-            &self, qkv: &Tensor, heads: usize, cos: &[f32], sin: &[f32], segments: &Segments, scale: f32,
-        ) -> Done<Tensor>;
+        fn indices(&self, values: Vec<u32>) -> Done<Indices>;
+        fn logits_to_host(&self, logits: &Logits) -> Done<Vec<f32>>;
+        fn draw(&self, logits: &Logits, draws: &[Draw]) -> Done<Option<Vec<Option<u32>>>>;
+        fn frequencies(&self, inverse: &[f32], axes: &[u32], positions: usize) -> Done<Frequencies>;
+        fn free_bytes(&self) -> Done<Option<u64>>;
+        fn patches(&self, pages: &[PatchPage<'_>], temporal: usize) -> Done<Tensor>;
+        fn rope_table(&self, frequencies: &Frequencies, positions: &Indices) -> Done<RopeTable<Tensor>>;
+        fn geometry(&self, cos: Vec<f32>, sin: Vec<f32>, segments: Segments) -> Done<Geometry>;
+        fn segment_attention(&self, qkv: &Tensor, heads: usize, geometry: &Geometry, scale: f32) -> Done<Tensor>;
         fn interpolate_rows(&self, table: &Tensor, index: &[[u32; 4]], weights: &[[f32; 4]]) -> Done<Tensor>;
         fn router_softmax(&self, x: &Tensor, gate: &Tensor, top_k: usize, norm_topk: bool) -> Done<CpuRouting>;
         fn router_sigmoid(&self, x: &Tensor, gate: &Tensor, bias: &Tensor, choice: SigmoidChoice) -> Done<CpuRouting>;
         fn routing_to_host(&self, routing: &CpuRouting) -> Done<(Vec<u32>, Vec<f32>)>;
         fn moe_experts(&self, x: &Tensor, gate_up: &Tensor, down: &Tensor, routing: &CpuRouting) -> Done<Tensor>;
+    }
+
+    fn step<E: From<KernelError>>(
+        &self,
+        inputs: StepInputs,
+        forward: &mut dyn FnMut(&Staged<Self>) -> Result<Tensor, E>,
+    ) -> Result<Logits, E> {
+        self.inner.step(inputs, &mut |staged: &Staged<CpuBackend>| {
+            let (ids, positions) = (staged.ids.clone(), staged.positions.clone());
+            forward(&Staged { ids, positions, batch: staged.batch.clone(), logit_rows: staged.logit_rows.clone() })
+        })
     }
 
     fn linear(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Done<Tensor> {

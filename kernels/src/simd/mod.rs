@@ -66,7 +66,7 @@ pub(crate) trait Lanes: Copy {
     type Words: Copy;
     /// Sixteen f32 sums.
     type Sums: Copy;
-    /// Rows and columns of the register tile of a matrix product are 4 x 6 if set, else 2 x 2.
+    /// Whether there are registers for tiles of 24 sums (products: 6 rows x 4 columns), else of 4.
     const WIDE: bool;
 
     /// All zero.
@@ -105,6 +105,18 @@ pub(crate) trait Lanes: Copy {
         // SAFETY: same contract.
         sums.map(|sums| unsafe { Self::total(sums) })
     }
+}
+
+/// Asks for the cache line at `at` ahead of its use. Any address will do.
+#[inline(always)]
+pub(crate) fn prefetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the instruction is in every x86-64 processor, and never faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 /// Elements that have vector arithmetic.

@@ -90,23 +90,53 @@ impl ExecutorError {
         }
     }
 
-    /// A bounded label for metrics.
+    /// Every label, for documents and metrics.
+    pub const LABELS: &[&'static str] = &[
+        "io",
+        "malformed",
+        "config",
+        "unsupported",
+        "missing_tensor",
+        "tensor_shape",
+        "unused_tensors",
+        "option",
+        "kernel",
+    ];
+
+    /// A bounded label for metrics: one of [`Self::LABELS`].
     pub fn label(&self) -> &'static str {
-        match self {
-            Self::Io { .. } => "io",
-            Self::Malformed { .. } => "malformed",
-            Self::Config { .. } => "config",
-            Self::Unsupported(_) => "unsupported",
-            Self::MissingTensor(_) => "missing_tensor",
-            Self::TensorShape { .. } => "tensor_shape",
-            Self::UnusedTensors { .. } => "unused_tensors",
-            Self::Option { .. } => "option",
-            Self::Kernel(_) => "kernel",
-        }
+        let place = match self {
+            Self::Io { .. } => 0,
+            Self::Malformed { .. } => 1,
+            Self::Config { .. } => 2,
+            Self::Unsupported(_) => 3,
+            Self::MissingTensor(_) => 4,
+            Self::TensorShape { .. } => 5,
+            Self::UnusedTensors { .. } => 6,
+            Self::Option { .. } => 7,
+            Self::Kernel(_) => 8,
+        };
+        Self::LABELS[place]
     }
 
     /// A tensor-library error outside an op.
     pub(crate) fn candle(error: candle_core::Error) -> Self {
         Self::Kernel(KernelError::Candle(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_those_of_their_variants() {
+        let one = ExecutorError::UnusedTensors { count: 1, names: Vec::new() };
+        assert_eq!(
+            (one.label(), ExecutorError::candle(candle_core::Error::msg("x")).label()),
+            ("unused_tensors", "kernel")
+        );
+        assert_eq!(ExecutorError::MissingTensor("x".into()).label(), "missing_tensor");
+        assert_eq!(ExecutorError::Unsupported("x".into()).label(), "unsupported");
     }
 }

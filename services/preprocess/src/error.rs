@@ -32,6 +32,19 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    /// Every label, for documents and metrics.
+    pub const LABELS: &[&'static str] = &["read", "content", "unsupported_file"];
+
+    /// A bounded label: one of [`Self::LABELS`].
+    pub fn label(&self) -> &'static str {
+        let place = match self {
+            Self::Read { .. } => 0,
+            Self::Content { .. } => 1,
+            Self::Unsupported { .. } => 2,
+        };
+        Self::LABELS[place]
+    }
+
     pub(crate) fn content(path: impl Into<PathBuf>, reason: impl std::fmt::Display) -> Self {
         Self::Content { path: path.into(), reason: reason.to_string() }
     }

@@ -1,6 +1,7 @@
 //! One safetensors file, mapped into memory: its header is parsed, its tensors stay in the system's page cache until they are
 //! taken.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use millrace_kernels::MappedFile;
@@ -54,11 +55,11 @@ impl WeightFile {
         self.map.bytes()
     }
 
-    /// Bytes `start..end` of the tensors' part.
-    pub(super) fn data(&self, start: usize, end: usize) -> Result<&[u8], ExecutorError> {
+    /// The mapping, and where bytes `start..end` of the tensors' part are in it.
+    pub(super) fn data(&self, start: usize, end: usize) -> Result<(&MappedFile, Range<usize>), ExecutorError> {
         let range = self.data_start.saturating_add(start)..self.data_start.saturating_add(end);
         let what = || format!("no bytes {start} to {end}");
         let malformed = || ExecutorError::Malformed { path: self.path.clone(), what: what() };
-        self.map.bytes().get(range).ok_or_else(malformed)
+        self.map.bytes().get(range.clone()).map(|_| (&self.map, range)).ok_or_else(malformed)
     }
 }

@@ -119,11 +119,8 @@ impl<'a, B: Backend> Loader<'a, B> {
         columns: usize,
         view: &[usize],
     ) -> Result<B::Tensor, ExecutorError> {
-        let mut parts = Vec::with_capacity(table.len());
-        for (name, rows) in table {
-            parts.push(self.host(name, &[*rows, columns])?);
-        }
-        let host = Tensor::cat(&parts, 0).and_then(|host| host.reshape(view)).map_err(ExecutorError::candle)?;
+        let parts: Vec<_> = table.iter().map(|(name, rows)| (self.name(name), *rows)).collect();
+        let host = self.weights.take_stacked(&parts, columns)?.reshape(view).map_err(ExecutorError::candle)?;
         Ok(self.backend.weight(&host)?)
     }
 }

@@ -15,6 +15,15 @@ pub trait TensorSource {
     /// It is missing or has another shape.
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, ExecutorError>;
 
+    /// Takes several matrices of `columns` columns as one, rows below rows: `parts` holds names and numbers of rows.
+    ///
+    /// # Errors
+    /// One is missing or has another shape or dtype.
+    fn take_stacked(&mut self, parts: &[(String, usize)], columns: usize) -> Result<Tensor, ExecutorError> {
+        let parts: Result<Vec<_>, _> = parts.iter().map(|(name, rows)| self.take(name, &[*rows, columns])).collect();
+        Tensor::cat(&parts?, 0).map_err(ExecutorError::candle)
+    }
+
     /// Drops every tensor whose name starts with `prefix`; returns how many. For parts of a checkpoint that a model leaves
     /// out knowingly: the model file says why.
     fn leave_out(&mut self, prefix: &str) -> usize;

@@ -2,9 +2,11 @@
 //! once, with its shape checked; what nobody took is an error at the end.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
+use millrace_kernels::{MappedFile, mapped_tensor};
 use safetensors::tensor::{Dtype, TensorInfo};
 
 use super::TensorSource;
@@ -96,6 +98,22 @@ impl Weights {
         self.entries.iter().map(|(name, entry)| format!("{name} {:?} {:?}", entry.info.dtype, entry.info.shape))
     }
 
+    /// Marks a tensor of exactly `shape` as taken; the file that holds it.
+    fn remove(&mut self, name: &str, shape: &[usize]) -> Result<(usize, TensorInfo), ExecutorError> {
+        let Entry { file, info } =
+            self.entries.remove(name).ok_or_else(|| ExecutorError::MissingTensor(name.into()))?;
+        if info.shape != shape {
+            let (found, expected) = (info.shape, shape.to_vec());
+            return Err(ExecutorError::TensorShape { name: name.into(), found, expected });
+        }
+        Ok((file, info))
+    }
+
+    fn piece(&self, name: &str, file: usize, info: &TensorInfo) -> Result<(&MappedFile, Range<usize>), ExecutorError> {
+        let (start, end) = info.data_offsets;
+        self.files.get(file).ok_or_else(|| ExecutorError::MissingTensor(name.into()))?.data(start, end)
+    }
+
     /// The files, in order of their names.
     pub(super) fn files(&self) -> &[WeightFile] {
         &self.files
@@ -108,26 +126,45 @@ impl TensorSource for Weights {
     }
 
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, ExecutorError> {
-        let entry = self.entries.remove(name).ok_or_else(|| ExecutorError::MissingTensor(name.into()))?;
-        if entry.info.shape != shape {
-            let (found, expected) = (entry.info.shape, shape.to_vec());
-            return Err(ExecutorError::TensorShape { name: name.into(), found, expected });
+        let (file, info) = self.remove(name, shape)?;
+        let piece = self.piece(name, file, &info)?;
+        Ok(mapped_tensor(&[piece], dtype(name, &info)?, shape)?)
+    }
+
+    /// Copied out of the files straight to its place.
+    fn take_stacked(&mut self, parts: &[(String, usize)], columns: usize) -> Result<Tensor, ExecutorError> {
+        let mut taken = Vec::with_capacity(parts.len());
+        for (name, rows) in parts {
+            taken.push((name, self.remove(name, &[*rows, columns])?));
         }
-        let dtype = match entry.info.dtype {
-            Dtype::BF16 => DType::BF16,
-            Dtype::F16 => DType::F16,
-            Dtype::F32 => DType::F32,
-            other => return Err(ExecutorError::Unsupported(format!("tensor `{name}` has dtype {other:?}"))),
-        };
-        let (start, end) = entry.info.data_offsets;
-        let file = self.files.get(entry.file).ok_or_else(|| ExecutorError::MissingTensor(name.into()))?;
-        Tensor::from_raw_buffer(file.data(start, end)?, dtype, shape, &Device::Cpu).map_err(ExecutorError::candle)
+        let mut pieces = Vec::with_capacity(parts.len());
+        let mut common = None;
+        for (name, (file, info)) in &taken {
+            let dtype = dtype(name, info)?;
+            if *common.get_or_insert(dtype) != dtype {
+                return Err(ExecutorError::Unsupported(format!(
+                    "tensor `{name}` is {dtype:?}, those it joins are not"
+                )));
+            }
+            pieces.push(self.piece(name, *file, info)?);
+        }
+        let rows = parts.iter().map(|(_, rows)| rows).sum();
+        Ok(mapped_tensor(&pieces, common.unwrap_or(DType::F32), &[rows, columns])?)
     }
 
     fn leave_out(&mut self, prefix: &str) -> usize {
         let before = self.entries.len();
         self.entries.retain(|name, _| !name.starts_with(prefix));
         before - self.entries.len()
+    }
+}
+
+fn dtype(name: &str, info: &TensorInfo) -> Result<DType, ExecutorError> {
+    match info.dtype {
+        Dtype::BF16 => Ok(DType::BF16),
+        Dtype::F16 => Ok(DType::F16),
+        Dtype::F32 => Ok(DType::F32),
+        other => Err(ExecutorError::Unsupported(format!("tensor `{name}` has dtype {other:?}"))),
     }
 }
 

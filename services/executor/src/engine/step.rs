@@ -123,15 +123,10 @@ impl<B: Backend> Engine<B> {
 
     /// Runs the model: draws by the device if it can make them all, else the logits of the rows asked for.
     fn forward(&mut self, shares: &[Share]) -> Result<Drawn, Broken> {
-        let Self { backend, model, caches, slots, .. } = self;
+        let Self { backend, model, caches, slots, limits, keep_logits, .. } = self;
         let owned = || shares.iter().filter_map(|share| slots.get(&share.slot).map(|slot| (*share, slot)));
-        let (inputs, vision) = assemble(
-            backend,
-            owned(),
-            self.limits.block_tokens,
-            self.keep_logits,
-            self.limits.model.single_rows_differ,
-        )?;
+        let (inputs, vision) =
+            assemble(backend, owned(), limits.block_tokens, *keep_logits, limits.model.single_rows_differ)?;
         let (rows, vision) = (inputs.logit_rows.len(), vision.as_ref());
         let logits =
             backend.step(inputs, &mut |staged| model.forward(backend, &StepBatch { staged, vision }, caches))?;
@@ -140,7 +135,7 @@ impl<B: Backend> Engine<B> {
         }
         let sampling = owned().filter(|(share, _)| share.sample);
         let draws = sampling.map(|(_, slot)| sampling::device_draw(&slot.sampling, slot.answer_position()));
-        let draws: Option<Vec<Draw>> = if self.keep_logits { None } else { draws.collect() };
+        let draws: Option<Vec<Draw>> = if *keep_logits { None } else { draws.collect() };
         if let Some(draws) = draws
             && let Some(drawn) = backend.draw(&logits, &draws)?
         {

@@ -42,12 +42,12 @@ pub struct GenerateArgs {
     /// A video (may be repeated)
     #[arg(long, value_name = "FILE")]
     pub video: Vec<String>,
-    /// Frames of one video, already decoded, used as they are
-    #[arg(long, value_name = "F1,F2,...", value_delimiter = ',', requires = "fps")]
-    pub frames: Option<Vec<String>>,
-    /// Frames per second: of --frames, or to sample from --video
+    /// Frames of a video, already decoded, used as they are (may be repeated, each with its --fps)
+    #[arg(long, value_name = "F1,F2,...", requires = "fps")]
+    pub frames: Vec<String>,
+    /// Frames per second: of each --frames in order (one serves all), or to sample from --video
     #[arg(long, value_name = "RATE")]
-    pub fps: Option<f64>,
+    pub fps: Vec<f64>,
     /// Longest answer, in tokens [default: the model's]
     #[arg(long, value_name = "N")]
     pub max_tokens: Option<u32>,
@@ -102,8 +102,8 @@ pub async fn run(settings: &SettingsArgs, args: GenerateArgs) -> anyhow::Result<
     let limits =
         PrepareLimits { dtype: Some(if bf16 { PageDtype::Bf16 } else { PageDtype::F32 }), ..prepare_limits(&config) };
     let ids =
-        args.ids.as_deref().filter(|_| !(args.image.is_empty() && args.video.is_empty() && args.frames.is_none()));
-    let mut job = request(&prompt(&args)?, &media(&args), &sampling(&args))?;
+        args.ids.as_deref().filter(|_| !(args.image.is_empty() && args.video.is_empty() && args.frames.is_empty()));
+    let mut job = request(&prompt(&args)?, &media(&args)?, &sampling(&args))?;
     job.max_tokens = args.max_tokens.or(job.max_tokens);
     job.ignore_eos |= args.ignore_eos;
     let plan = run::prepare(&folder, limits, &job, ids, &clock).await?;
@@ -150,13 +150,18 @@ fn prompt(args: &GenerateArgs) -> anyhow::Result<Prompt> {
     })
 }
 
-fn media(args: &GenerateArgs) -> MediaFlags {
-    MediaFlags {
+fn media(args: &GenerateArgs) -> anyhow::Result<MediaFlags> {
+    let clips = args.frames.len();
+    if args.fps.len() > clips.max(1) || (args.fps.len() > 1 && args.fps.len() != clips) {
+        return Err(usage(format!("{} --fps for {clips} --frames: give one for each, or one for all", args.fps.len())));
+    }
+    let frames = args.frames.iter().zip(args.fps.iter().cycle());
+    Ok(MediaFlags {
         images: args.image.clone(),
         videos: args.video.clone(),
-        frames: args.frames.clone().zip(args.fps),
-        sample_fps: args.fps.filter(|_| args.frames.is_none()),
-    }
+        frames: frames.map(|(list, fps)| (list.split(',').map(str::to_owned).collect(), *fps)).collect(),
+        sample_fps: args.fps.first().copied().filter(|_| clips == 0),
+    })
 }
 
 fn sampling(args: &GenerateArgs) -> Sampling {

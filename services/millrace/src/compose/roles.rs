@@ -54,7 +54,7 @@ pub(super) async fn start(shared: Shared, roles: Roles) -> Result<Running> {
     Ok(running)
 }
 
-/// How `[executor]` says that `model` is loaded. Where the device is `auto`, this looks for one.
+/// How `[executor]` says that `model` is loaded. May open a device, so it belongs on a blocking thread.
 pub fn load_options(settings: &Executor, model: &Model, executor: ActorId) -> LoadOptions {
     let device = device_kind(settings.device);
     LoadOptions {
@@ -76,10 +76,13 @@ pub fn load_options(settings: &Executor, model: &Model, executor: ActorId) -> Lo
 }
 
 async fn executor(shared: &Shared, model: &Model, metrics: &ExecutorMetrics) -> Result<actix::Addr<ExecutorActor>> {
-    let options = load_options(&shared.config.executor, model, new_id("exec", &shared.clock)?);
-    let (folder, load) = (model.path.clone(), options.clone());
-    let engine = tokio::task::spawn_blocking(move || millrace_executor::load(Path::new(&folder), &load)).await?;
-    let engine = engine.with_context(|| format!("model `{}` in {}", model.name, model.path))?;
+    let (settings, served) = (shared.config.executor.clone(), model.clone());
+    let id = new_id("exec", &shared.clock)?;
+    let loaded = tokio::task::spawn_blocking(move || {
+        let options = load_options(&settings, &served, id);
+        millrace_executor::load(Path::new(&served.path), &options).map(|engine| (options, engine))
+    });
+    let (options, engine) = loaded.await?.with_context(|| format!("model `{}` in {}", model.name, model.path))?;
     let parts = ExecutorParts {
         id: options.executor,
         engine,

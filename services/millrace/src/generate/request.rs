@@ -26,8 +26,8 @@ pub struct MediaFlags {
     pub images: Vec<String>,
     /// `--video`
     pub videos: Vec<String>,
-    /// `--frames` and `--fps`: decoded frames, and how many of them make a second.
-    pub frames: Option<(Vec<String>, f64)>,
+    /// Each `--frames` with its `--fps`: decoded frames, and how many of them make a second.
+    pub frames: Vec<(Vec<String>, f64)>,
     /// `--fps` for videos: frames sampled per second.
     pub sample_fps: Option<f64>,
 }
