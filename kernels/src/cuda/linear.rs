@@ -21,8 +21,10 @@ const WORKSPACE_BYTES: usize = 32 << 20;
 const F32_REDUCTIONS: u32 = 0b011;
 
 /// Proposals that are tried for a problem, and how often.
-const PROPOSALS: usize = 8;
-const TRIES: usize = 3;
+const PROPOSALS: usize = 6;
+const TRIES: usize = 2;
+/// Rows beyond which more of them change nothing about which algorithm is fastest.
+const MANY_ROWS: usize = 4096;
 
 /// `CUBLAS_OP_T`.
 const TRANSPOSED: i32 = 1;
@@ -252,7 +254,7 @@ impl Linear {
         if plan.others.is_empty() || self.driver.recording()? {
             return Ok(());
         }
-        let class = Problem { rows: problem.rows.next_power_of_two(), ..problem };
+        let class = Problem { rows: problem.rows.next_power_of_two().min(MANY_ROWS), ..problem };
         let mut tuned = self.tuned.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = tuned.get(&class) {
             // It was found for other rows: this problem's list says whether it fits here.
