@@ -214,6 +214,9 @@ pub trait Backend: Send + Sync + Sized {
         inputs: StepInputs,
         forward: &mut Forward<'_, Self, E>,
     ) -> Result<Self::Logits, E>;
+    /// Batch sizes up to `most` that decode steps are recorded for, ascending: running each once before the first request keeps
+    /// recording out of the service. None where nothing is recorded.
+    fn recorded_batches(&self, most: usize) -> Vec<usize>;
     /// All logits as f32, row by row.
     fn logits_to_host(&self, logits: &Self::Logits) -> Result<Vec<f32>, KernelError>;
     /// The token of each row, `None` for a row that is not finite. Greedy: the largest logit, the lowest index of equal ones. All

@@ -136,6 +136,10 @@ impl Backend for CpuBackend {
         forward(&Staged { ids, positions: positions.into_flattened(), batch: ragged, logit_rows })
     }
 
+    fn recorded_batches(&self, _most: usize) -> Vec<usize> {
+        Vec::new()
+    }
+
     fn logits_to_host(&self, logits: &Tensor) -> Result<Vec<f32>, KernelError> {
         self.to_host(logits)
     }

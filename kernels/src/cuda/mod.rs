@@ -160,6 +160,10 @@ impl Backend for CudaBackend {
         self.run_step(inputs, forward)
     }
 
+    fn recorded_batches(&self, most: usize) -> Vec<usize> {
+        if self.graphs { step::buckets(most) } else { Vec::new() }
+    }
+
     fn logits_to_host(&self, logits: &CudaLogits) -> Result<Vec<f32>, KernelError> {
         let (_, width) = logits.logits.matrix("logits_to_host")?;
         self.read(logits.logits.address(), logits.rows * width)

@@ -32,6 +32,13 @@ pub(super) fn bucket(sequences: usize) -> usize {
     }
 }
 
+/// Every size that up to `most` sequences are padded to.
+pub(super) fn buckets(most: usize) -> Vec<usize> {
+    let mut sizes: Vec<usize> = (1..=most.min(MOST_RECORDED)).map(bucket).collect();
+    sizes.dedup();
+    sizes
+}
+
 /// Logits of the last step, and the greedy draw of each row.
 #[derive(Debug)]
 pub struct CudaLogits {
@@ -260,5 +267,7 @@ mod tests {
             assert!(padded >= sequences && padded <= 512 && (padded - sequences) * 8 <= sequences.next_power_of_two());
             assert_eq!(bucket(padded), padded);
         }
+        assert_eq!(buckets(11), [1, 2, 3, 4, 5, 6, 7, 8, 10, 12]);
+        assert_eq!(buckets(1 << 20).last(), Some(&512));
     }
 }

@@ -137,6 +137,9 @@ impl<B: Backend> Backend for MutantBackend<B> {
     fn indices(&self, values: Vec<u32>) -> Done<B::Indices> {
         self.inner.indices(values)
     }
+    fn recorded_batches(&self, most: usize) -> Vec<usize> {
+        self.inner.recorded_batches(most)
+    }
     fn logits_to_host(&self, logits: &B::Logits) -> Done<Vec<f32>> {
         self.inner.logits_to_host(logits)
     }
