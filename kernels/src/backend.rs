@@ -88,6 +88,9 @@ pub struct Staged<B: Backend> {
     pub logit_rows: B::Indices,
 }
 
+/// A model's forward pass over a staged step: gives logits `[logit_rows, V]`.
+pub type Forward<'a, B, E> = dyn FnMut(&Staged<B>) -> Result<<B as Backend>::Tensor, E> + 'a;
+
 /// Normalised patches of one item as its page holds them, little-endian: `[rows, channels, slots, area]`.
 #[derive(Debug, Clone, Copy)]
 pub struct PatchPage<'a> {
@@ -209,8 +212,11 @@ pub trait Backend: Send + Sync + Sized {
     fn step<E: From<KernelError>>(
         &self,
         inputs: StepInputs,
-        forward: &mut dyn FnMut(&Staged<Self>) -> Result<Self::Tensor, E>,
+        forward: &mut Forward<'_, Self, E>,
     ) -> Result<Self::Logits, E>;
+    /// Batch sizes up to `most` that decode steps are recorded for, ascending: running each once before the first request keeps
+    /// recording out of the service. None where nothing is recorded.
+    fn recorded_batches(&self, most: usize) -> Vec<usize>;
     /// All logits as f32, row by row.
     fn logits_to_host(&self, logits: &Self::Logits) -> Result<Vec<f32>, KernelError>;
     /// The token of each row, `None` for a row that is not finite. Greedy: the largest logit, the lowest index of equal ones. All

@@ -8,7 +8,7 @@ use half::bf16;
 
 use crate::angles::CpuFrequencies;
 use crate::backend::{
-    Backend, Draw, GeluKind, PatchPage, Ragged, RopeTable, Segments, SigmoidChoice, Staged, StepInputs,
+    Backend, Draw, Forward, GeluKind, PatchPage, Ragged, RopeTable, Segments, SigmoidChoice, Staged, StepInputs,
 };
 use crate::error::KernelError;
 use crate::host::Host;
@@ -131,13 +131,13 @@ impl Backend for CpuBackend {
         Ok(values)
     }
 
-    fn step<E: From<KernelError>>(
-        &self,
-        inputs: StepInputs,
-        forward: &mut dyn FnMut(&Staged<Self>) -> Result<Tensor, E>,
-    ) -> Result<Tensor, E> {
+    fn step<E: From<KernelError>>(&self, inputs: StepInputs, forward: &mut Forward<'_, Self, E>) -> Result<Tensor, E> {
         let StepInputs { ids, positions, ragged, block_tokens: _, logit_rows, replayable: _ } = inputs;
         forward(&Staged { ids, positions: positions.into_flattened(), batch: ragged, logit_rows })
+    }
+
+    fn recorded_batches(&self, _most: usize) -> Vec<usize> {
+        Vec::new()
     }
 
     fn logits_to_host(&self, logits: &Tensor) -> Result<Vec<f32>, KernelError> {

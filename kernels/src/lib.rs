@@ -33,7 +33,9 @@ mod threads;
 mod view;
 
 pub use angles::{CpuFrequencies, angle};
-pub use backend::{Backend, Draw, GeluKind, PatchPage, Ragged, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
+pub use backend::{
+    Backend, Draw, Forward, GeluKind, PatchPage, Ragged, RopeTable, Segments, SigmoidChoice, Staged, StepInputs,
+};
 pub use cpu::{CpuBackend, CpuGeometry};
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaBackend, CudaLogits};

@@ -7,7 +7,7 @@ mod support;
 
 use candle_core::DType;
 use device::{Op, compare, device, poison, staged};
-use millrace_kernels::{Backend, CudaBackend, CudaLogits, Draw, GeluKind, Ragged, Segments};
+use millrace_kernels::{Backend, CudaBackend, CudaLogits, Draw, GeluKind, PatchPage, Ragged, Segments};
 use support::{Random, assert_refused};
 
 const B: DType = DType::BF16;
@@ -118,6 +118,75 @@ fn linears() {
     let (x, w) = (cuda.upload(&[], &[0, 8]).unwrap(), cuda.upload(&[0.0; 24], &[3, 8]).unwrap());
     assert_eq!(cuda.shape(&cuda.linear(&x, &w, None).unwrap()), [0, 3]);
     assert_refused(cuda.linear(&w, &cuda.upload(&[0.0; 7], &[1, 7]).unwrap(), None), "linear");
+}
+
+struct Gated {
+    sizes: [usize; 3],
+    x: Vec<f32>,
+    w: Vec<f32>,
+}
+
+impl Op for Gated {
+    fn run<D: Backend>(&self, d: &D) -> Vec<f32> {
+        let [rows, inputs, outputs] = self.sizes;
+        let x = d.upload(&self.x, &[rows, inputs]).unwrap();
+        let w = d.upload(&self.w, &[2 * outputs, inputs]).unwrap();
+        d.to_host(&d.linear_swiglu(&x, &w).unwrap()).unwrap()
+    }
+}
+
+#[test]
+fn gated_linears() {
+    let Some(cuda) = device(false) else { return };
+    let mut random = Random::fresh();
+    for sizes in
+        [[1, 8, 4], [1, 256, 1000], [7, 136, 48], [8, 2560, 333], [13, 512, 96], [16, 1024, 64], [40, 256, 100]]
+    {
+        let [rows, inputs, outputs] = sizes;
+        let scale = (inputs as f32).powf(-0.5);
+        let w = random.values(B, 2 * outputs * inputs).iter().map(|v| support::round(B, v * scale)).collect();
+        compare(&format!("{sizes:?}"), &cuda, &Gated { sizes, x: random.values(B, rows * inputs), w });
+    }
+}
+
+struct Pages {
+    pages: Vec<(usize, usize, DType, Vec<u8>)>,
+}
+
+impl Op for Pages {
+    fn run<D: Backend>(&self, d: &D) -> Vec<f32> {
+        let pages: Vec<PatchPage<'_>> = self
+            .pages
+            .iter()
+            .map(|(rows, slots, dtype, bytes)| PatchPage {
+                bytes,
+                dtype: *dtype,
+                rows: *rows,
+                channels: 3,
+                slots: *slots,
+                area: 9,
+            })
+            .collect();
+        d.to_host(&d.patches(&pages, 2).unwrap()).unwrap()
+    }
+}
+
+#[test]
+fn patches_come_as_their_pages_hold_them() {
+    let Some(cuda) = device(false) else { return };
+    let mut random = Random::fresh();
+    let mut pages = Vec::new();
+    for (rows, slots, dtype) in [(4, 1, B), (16, 2, B), (4, 1, DType::F32), (8, 2, DType::F32)] {
+        let values = random.values(B, rows * 3 * slots * 9);
+        let bytes = match dtype {
+            DType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+        };
+        pages.push((rows, slots, dtype, bytes));
+    }
+    compare("pages", &cuda, &Pages { pages });
+    let short = PatchPage { bytes: &[0; 3], dtype: B, rows: 1, channels: 1, slots: 1, area: 2 };
+    assert_refused(cuda.patches(&[short], 2), "patches");
 }
 
 struct Moves {

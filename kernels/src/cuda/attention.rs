@@ -15,6 +15,7 @@ pub(super) const MOST_HEAD_DIM: usize = 256;
 pub(super) const KERNELS: &[(&str, &[&str])] = &[
     ("paged_decode", &DECODE),
     ("paged_prefill", &["paged_prefill_d64", "paged_prefill_d128"]),
+    ("paged_prefill_sm90", &["paged_prefill_sm90_d64", "paged_prefill_sm90_d128"]),
     ("segment_attention", &["segment_rope", "segment_attention_d64", "segment_attention_d72", "segment_attention_d80"]),
 ];
 
@@ -34,11 +35,27 @@ fn segment_kernel(dim: usize) -> Option<&'static str> {
     }
 }
 
-/// Kernel of prefill attention for heads of `dim` over blocks of `block_tokens`, if there is one.
-fn prefill_kernel(dim: usize, block_tokens: usize) -> Option<&'static str> {
-    match (dim, block_tokens.is_power_of_two() && block_tokens >= 8) {
-        (64, true) => Some("paged_prefill_d64"),
-        (128, true) => Some("paged_prefill_d128"),
+/// A kernel of prefill attention: packed rows of a tile, threads and dynamic shared memory of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Prefill {
+    kernel: &'static str,
+    tile_rows: usize,
+    threads: u32,
+    shared: usize,
+}
+
+/// Prefill attention for heads of `dim` over blocks of `block_tokens`, if there is one: by warpgroups on Hopper.
+fn prefill_kernel(dim: usize, block_tokens: usize, capability: (i32, i32)) -> Option<Prefill> {
+    if !block_tokens.is_power_of_two() || block_tokens < 8 {
+        return None;
+    }
+    let hopper = |kernel| Prefill { kernel, tile_rows: 128, threads: 384, shared: 640 * dim * 2 + 2048 };
+    let other = |kernel| Prefill { kernel, tile_rows: 64, threads: 128, shared: tile_shared(dim) };
+    match (dim, capability) {
+        (64, (9, 0)) => Some(hopper("paged_prefill_sm90_d64")),
+        (128, (9, 0)) => Some(hopper("paged_prefill_sm90_d128")),
+        (64, _) => Some(other("paged_prefill_d64")),
+        (128, _) => Some(other("paged_prefill_d128")),
         _ => None,
     }
 }
@@ -149,8 +166,9 @@ impl CudaBackend {
             }
         }
         // A recorded step has one row a sequence, and no list of tiles that would fit every replay.
-        if let Some(kernel) = prefill_kernel(dim, cache.block_tokens).filter(|_| batch.longest > 1)
-            && self.attend_chunks(kernel, [q, &out], batch, cache, &heads, decode.is_some(), scale)?
+        if let Some(prefill) =
+            prefill_kernel(dim, cache.block_tokens, self.driver.capability).filter(|_| batch.longest > 1)
+            && self.attend_chunks(prefill, [q, &out], batch, cache, &heads, decode.is_some(), scale)?
         {
             return Ok(out);
         }
@@ -213,7 +231,7 @@ impl CudaBackend {
     #[allow(clippy::too_many_arguments)] // One launch; a struct would only rename the list.
     fn attend_chunks(
         &self,
-        kernel: &'static str,
+        prefill: Prefill,
         [q, out]: [&CudaTensor; 2],
         batch: &CudaBatch,
         cache: &CudaKvCache,
@@ -226,7 +244,7 @@ impl CudaBackend {
             Some(tiles) => tiles,
             None => {
                 let (query_start, context) = &*batch.extents;
-                let list = tiles::causal(query_start, context, group, decoded);
+                let list = tiles::causal(query_start, context, group, prefill.tile_rows, decoded);
                 let (count, list) = (list.len(), self.staged(list.as_flattened())?);
                 batch.tiles.get_or_init(|| Tiles { list, count, group, skip_single: decoded })
             }
@@ -249,8 +267,8 @@ impl CudaBackend {
             Argument::Int(cache.block_tokens.trailing_zeros() as i32),
             Argument::Float(scale),
         ];
-        let shape = Launch::rows(heads.kv, 128).grid_y(tiles.count).shared(tile_shared(heads.dim));
-        self.driver.launch(kernel, shape, &arguments)?;
+        let shape = Launch::rows(heads.kv, prefill.threads).grid_y(tiles.count).shared(prefill.shared);
+        self.driver.launch(prefill.kernel, shape, &arguments)?;
         Ok(true)
     }
 
@@ -328,5 +346,14 @@ mod tests {
         assert_eq!(kernel(17, 1, 64, 8), None);
         assert_eq!(kernel(32, 8, 96, 16), None);
         assert_eq!(kernel(32, 8, 128, 24), None);
+    }
+
+    #[test]
+    fn prefill_attention_goes_by_head_and_card() {
+        let kernel = |dim, blocks, capability| prefill_kernel(dim, blocks, capability).map(|prefill| prefill.kernel);
+        assert_eq!(kernel(128, 16, (9, 0)), Some("paged_prefill_sm90_d128"));
+        assert_eq!(kernel(64, 16, (8, 9)), Some("paged_prefill_d64"));
+        assert_eq!(kernel(96, 16, (9, 0)), None);
+        assert_eq!(kernel(128, 12, (9, 0)), None);
     }
 }

@@ -197,6 +197,37 @@ impl Driver {
         Ok(self.stream)
     }
 
+    /// The stream, for a caller that has bound the context.
+    pub fn raw_stream(&self) -> sys::CUstream {
+        self.stream
+    }
+
+    /// Whether what is launched is recorded rather than run.
+    pub fn recording(&self) -> Result<bool, KernelError> {
+        let stream = self.stream()?;
+        // SAFETY: the stream lives as long as `self`.
+        let status = unsafe { result::stream::is_capturing(stream) }.map_err(failed("cuStreamIsCapturing"))?;
+        Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+
+    /// Milliseconds that the device takes for what `run` launches; infinite if it launches nothing.
+    pub fn time(&self, run: impl FnOnce() -> bool) -> Result<f32, KernelError> {
+        let stream = self.stream()?;
+        let event = || result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(failed("cuEventCreate"));
+        let (start, end) = (event()?, event()?);
+        // SAFETY: events and stream are valid; the events are destroyed once, after their last use.
+        unsafe {
+            result::event::record(start, stream).map_err(failed("cuEventRecord"))?;
+            let ran = run();
+            result::event::record(end, stream).map_err(failed("cuEventRecord"))?;
+            result::event::synchronize(end).map_err(failed("cuEventSynchronize"))?;
+            let time = result::event::elapsed(start, end).map_err(failed("cuEventElapsedTime"));
+            let _ = result::event::destroy(start);
+            let _ = result::event::destroy(end);
+            time.map(|time| if ran { time } else { f32::INFINITY })
+        }
+    }
+
     /// Makes the context current on the calling thread.
     pub fn bind(&self) -> Result<(), KernelError> {
         // SAFETY: the context lives as long as `self`.

@@ -20,6 +20,12 @@ const WORKSPACE_BYTES: usize = 32 << 20;
 /// Split-K sums in f32 only: partial sums in bf16 would round twice.
 const F32_REDUCTIONS: u32 = 0b011;
 
+/// Proposals that are tried for a problem, and how often.
+const PROPOSALS: usize = 6;
+const TRIES: usize = 2;
+/// Rows beyond which more of them change nothing about which algorithm is fastest.
+const MANY_ROWS: usize = 4096;
+
 /// `CUBLAS_OP_T`.
 const TRANSPOSED: i32 = 1;
 
@@ -35,8 +41,11 @@ const SKINNY: [&str; 6] = [
     "skinny_swiglu_b1",
     "skinny_swiglu_b2",
 ];
-/// Rows that they take at most.
+/// Rows that they take at most, and up to which they are faster than cuBLASLt whatever the weight (H200, 2026-11-25).
 const SKINNY_ROWS: usize = 16;
+const SKINNY_ALWAYS: usize = 8;
+/// Elements of a weight up to which they are no slower with more rows.
+const SMALL_WEIGHT: usize = 11 << 20;
 /// Blocks that share a multiprocessor.
 const SKINNY_BLOCKS: usize = 2;
 
@@ -51,6 +60,9 @@ struct Skinny {
 /// The launch for `rows x inputs x outputs` on `multiprocessors`, if the kernels take it. `gated`: outputs are gate and up rows.
 fn skinny([rows, inputs, outputs]: [usize; 3], gated: bool, multiprocessors: usize) -> Option<Skinny> {
     if rows == 0 || rows > SKINNY_ROWS || !inputs.is_multiple_of(8) || (gated && !outputs.is_multiple_of(2)) {
+        return None;
+    }
+    if rows > SKINNY_ALWAYS && inputs * outputs > SMALL_WEIGHT {
         return None;
     }
     let batches = rows.div_ceil(8);
@@ -84,6 +96,8 @@ struct Plan {
     input: sys::cublasLtMatrixLayout_t,
     output: sys::cublasLtMatrixLayout_t,
     algorithm: sys::cublasLtMatmulAlgo_t,
+    /// The library's proposals, best first by its own reckoning.
+    others: Vec<sys::cublasLtMatmulAlgo_t>,
 }
 
 /// cuBLASLt and its plans.
@@ -93,6 +107,8 @@ pub(super) struct Linear {
     handle: sys::cublasLtHandle_t,
     workspace: Owned,
     plans: Mutex<HashMap<Problem, Plan>>,
+    /// The fastest algorithm of problems of about this many rows, found by trying.
+    tuned: Mutex<HashMap<Problem, sys::cublasLtMatmulAlgo_t>>,
 }
 
 // SAFETY: a cuBLASLt handle may be used from several threads; plans are behind a lock.
@@ -108,7 +124,7 @@ impl Linear {
         driver.bind()?;
         let handle = result::create_handle().map_err(failed("cublasLtCreate"))?;
         let workspace = memory.allocate(WORKSPACE_BYTES)?;
-        Ok(Self { driver: driver.clone(), handle, workspace, plans: Mutex::default() })
+        Ok(Self { driver: driver.clone(), handle, workspace, plans: Mutex::default(), tuned: Mutex::default() })
     }
 
     /// `out [T, N] = x [T, K] w [N, K]^T (+ bias [N])`, shapes checked by the caller, none of them empty.
@@ -166,7 +182,7 @@ impl Linear {
         out: &CudaTensor,
         [rows, inputs, outputs]: [usize; 3],
     ) -> Result<(), KernelError> {
-        let stream = self.driver.stream()?;
+        self.driver.bind()?;
         let pointers = [x.address(), w.address(), out.address(), bias.map_or(0, CudaTensor::address)];
         let widths = [inputs as u64 * 2, outputs as u64 * 2];
         let align = pointers
@@ -177,11 +193,29 @@ impl Linear {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = match plans.entry(problem) {
             std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-            std::collections::hash_map::Entry::Vacant(free) => free.insert(self.plan(problem)?),
+            std::collections::hash_map::Entry::Vacant(free) => {
+                let mut plan = self.plan(problem)?;
+                self.choose(problem, &mut plan, [x, w, out], bias)?;
+                free.insert(plan)
+            }
         };
+        self.multiply(plan, &plan.algorithm, [x, w, out], bias).map_err(failed("cublasLtMatmul"))
+    }
+
+    /// Starts the product of `plan` by `algorithm`.
+    fn multiply(
+        &self,
+        plan: &Plan,
+        algorithm: &sys::cublasLtMatmulAlgo_t,
+        [x, w, out]: [&CudaTensor; 3],
+        bias: Option<&CudaTensor>,
+    ) -> Result<(), CublasError> {
+        let stream = self.driver.raw_stream();
         if let Some(bias) = bias {
-            let pointer = bias.address();
-            set(plan.description, sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &pointer)?;
+            let (which, pointer) =
+                (sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias.address());
+            // SAFETY: the descriptor is valid and the attribute is a pointer.
+            unsafe { result::set_matmul_desc_attribute(plan.description, which, (&raw const pointer).cast(), 8) }?;
         }
         let (one, zero) = (1.0f32, 0.0f32);
         // SAFETY: the plan's layouts describe these tensors, whose sizes the caller checked; the workspace has the size that
@@ -200,13 +234,53 @@ impl Linear {
                 plan.output,
                 out.address() as *mut c_void,
                 plan.output,
-                &raw const plan.algorithm,
+                algorithm,
                 self.workspace.pointer as *mut c_void,
                 WORKSPACE_BYTES,
                 stream.cast(),
             )
         }
-        .map_err(failed("cublasLtMatmul"))
+    }
+
+    /// Puts the fastest of the library's proposals into `plan`, tried once for problems of about as many rows. Where it cannot
+    /// be tried (a step is being recorded) or fails, the library's first proposal stays.
+    fn choose(
+        &self,
+        problem: Problem,
+        plan: &mut Plan,
+        tensors: [&CudaTensor; 3],
+        bias: Option<&CudaTensor>,
+    ) -> Result<(), KernelError> {
+        if plan.others.is_empty() || self.driver.recording()? {
+            return Ok(());
+        }
+        let class = Problem { rows: problem.rows.next_power_of_two().min(MANY_ROWS), ..problem };
+        let mut tuned = self.tuned.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = tuned.get(&class) {
+            // It was found for other rows: this problem's list says whether it fits here.
+            if let Some(same) = plan.others.iter().find(|own| own.data == known.data) {
+                plan.algorithm = *same;
+            }
+            return Ok(());
+        }
+        let mut best = f32::INFINITY;
+        let candidates = std::mem::take(&mut plan.others);
+        for candidate in &candidates {
+            let run = || self.multiply(plan, candidate, tensors, bias).is_ok();
+            if !run() {
+                continue;
+            }
+            let mut least = f32::INFINITY;
+            for _ in 0..TRIES {
+                least = least.min(self.driver.time(run)?);
+            }
+            if least < best {
+                (best, plan.algorithm) = (least, *candidate);
+            }
+        }
+        plan.others = candidates;
+        tuned.insert(class, plan.algorithm);
+        Ok(())
     }
 
     fn plan(&self, problem: Problem) -> Result<Plan, KernelError> {
@@ -245,17 +319,34 @@ impl Linear {
         ] {
             prefer(operand, &align.to_ne_bytes())?;
         }
-        // SAFETY: all handles were just made.
-        let found = unsafe {
-            result::get_matmul_algo_heuristic(self.handle, description, weight, input, output, output, preference)
+        // SAFETY: a result is plain data that may be all zeros.
+        let mut found: [sys::cublasLtMatmulHeuristicResult_t; PROPOSALS] = unsafe { std::mem::zeroed() };
+        let mut count = 0;
+        // SAFETY: all handles were just made, and `found` has room for as many as are asked for.
+        let asked = unsafe {
+            sys::cublasLtMatmulAlgoGetHeuristic(
+                self.handle,
+                description,
+                weight,
+                input,
+                output,
+                output,
+                preference,
+                PROPOSALS as i32,
+                found.as_mut_ptr(),
+                &raw mut count,
+            )
         };
         // SAFETY: made above, used nowhere else.
         let _ = unsafe { result::destroy_matmul_pref(preference) };
-        let found = found.map_err(|error| KernelError::Unsupported {
+        asked.result().map_err(failed("cublasLtMatmulAlgoGetHeuristic"))?;
+        let good = |own: &&sys::cublasLtMatmulHeuristicResult_t| own.state.result().is_ok();
+        let others: Vec<_> = found.iter().take(count as usize).filter(good).map(|own| own.algo).collect();
+        let algorithm = *others.first().ok_or_else(|| KernelError::Unsupported {
             op: "linear",
-            what: format!("cuBLASLt has no algorithm for {rows} x {inputs} x {outputs}: {error:?}"),
+            what: format!("cuBLASLt has no algorithm for {rows} x {inputs} x {outputs}"),
         })?;
-        Ok(Plan { description, weight, input, output, algorithm: found.algo })
+        Ok(Plan { description, weight, input, output, algorithm, others })
     }
 }
 
@@ -299,7 +390,9 @@ mod tests {
         assert_eq!(kernel([1, 2560, 6144], false), Some(("skinny_linear_r1_b1", 264)));
         assert_eq!(kernel([9, 4096, 2560], false), Some(("skinny_linear_r1_b2", 160)));
         assert_eq!(kernel([8, 2560, 151_936], false), Some(("skinny_linear_r2_b1", 264)));
-        assert_eq!(kernel([16, 2560, 19_456], true), Some(("skinny_swiglu_b2", 264)));
+        assert_eq!(kernel([4, 2560, 19_456], true), Some(("skinny_swiglu_b1", 264)));
+        assert_eq!(kernel([12, 1024, 2048], true), Some(("skinny_swiglu_b2", 64)));
+        assert_eq!(kernel([9, 2560, 19_456], false), None);
         assert_eq!(kernel([17, 2560, 6144], false), None);
         assert_eq!(kernel([1, 2561, 6144], false), None);
     }

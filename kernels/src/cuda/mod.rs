@@ -26,7 +26,7 @@ use half::bf16;
 pub use step::CudaLogits;
 pub use tensor::{CudaBatch, CudaFrequencies, CudaGeometry, CudaIndices, CudaKvCache, CudaTensor};
 
-use crate::backend::{Backend, Draw, GeluKind, PatchPage, RopeTable, Segments, SigmoidChoice, Staged, StepInputs};
+use crate::backend::{Backend, Draw, Forward, GeluKind, PatchPage, RopeTable, Segments, SigmoidChoice, StepInputs};
 use crate::error::KernelError;
 use crate::view::shape_error;
 use attention::DecodeScratch;
@@ -155,9 +155,13 @@ impl Backend for CudaBackend {
     fn step<E: From<KernelError>>(
         &self,
         inputs: StepInputs,
-        forward: &mut dyn FnMut(&Staged<Self>) -> Result<CudaTensor, E>,
+        forward: &mut Forward<'_, Self, E>,
     ) -> Result<CudaLogits, E> {
         self.run_step(inputs, forward)
+    }
+
+    fn recorded_batches(&self, most: usize) -> Vec<usize> {
+        if self.graphs { step::buckets(most) } else { Vec::new() }
     }
 
     fn logits_to_host(&self, logits: &CudaLogits) -> Result<Vec<f32>, KernelError> {

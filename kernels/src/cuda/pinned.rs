@@ -45,7 +45,7 @@ impl Pinned {
     }
 
     /// Starts a copy of the first `bytes` to `device`.
-    pub fn to_device(&mut self, device: u64, bytes: usize) -> Result<(), KernelError> {
+    pub fn send(&mut self, device: u64, bytes: usize) -> Result<(), KernelError> {
         let stream = self.driver.stream()?;
         // SAFETY: both ends hold `bytes`; the buffer is not opened before the event has passed.
         unsafe {
@@ -56,9 +56,9 @@ impl Pinned {
     }
 
     /// Starts a copy of `bytes` from `device`; [`Self::open`] waits for it.
-    pub fn from_device(&mut self, device: u64, bytes: usize) -> Result<(), KernelError> {
+    pub fn receive(&mut self, device: u64, bytes: usize) -> Result<(), KernelError> {
         let stream = self.driver.stream()?;
-        // SAFETY: as in `to_device`.
+        // SAFETY: as in `send`.
         unsafe {
             let target = std::slice::from_raw_parts_mut(self.pointer.cast::<u8>(), bytes.min(self.bytes));
             result::memcpy_dtoh_async(target, device, stream).map_err(failed("cuMemcpyDtoHAsync"))?;

@@ -14,7 +14,7 @@ use super::memory::Owned;
 use super::pinned::Pinned;
 use super::staging::Sizes;
 use super::tensor::CudaTensor;
-use crate::backend::{Staged, StepInputs};
+use crate::backend::{Forward, Staged, StepInputs};
 use crate::error::KernelError;
 
 /// Most sequences of a recorded step.
@@ -30,6 +30,13 @@ pub(super) fn bucket(sequences: usize) -> usize {
         0..=8 => sequences.max(1),
         _ => sequences.next_multiple_of((sequences - 1).next_power_of_two() / 8),
     }
+}
+
+/// Every size that up to `most` sequences are padded to.
+pub(super) fn buckets(most: usize) -> Vec<usize> {
+    let mut sizes: Vec<usize> = (1..=most.min(MOST_RECORDED)).map(bucket).collect();
+    sizes.dedup();
+    sizes
 }
 
 /// Logits of the last step, and the greedy draw of each row.
@@ -113,7 +120,7 @@ impl State {
         };
         debug_assert!(head.is_empty());
         sizes.fill(inputs, words)?;
-        host.to_device(device, bytes)
+        host.send(device, bytes)
     }
 
     /// A device buffer of `bytes`, kept from step to step.
@@ -127,14 +134,12 @@ impl State {
     }
 }
 
-type Forward<'a, E> = dyn FnMut(&Staged<CudaBackend>) -> Result<CudaTensor, E> + 'a;
-
 impl CudaBackend {
     /// See [`crate::Backend::step`].
     pub(super) fn run_step<E: From<KernelError>>(
         &self,
         inputs: StepInputs,
-        forward: &mut Forward<'_, E>,
+        forward: &mut Forward<'_, Self, E>,
     ) -> Result<CudaLogits, E> {
         let exact = Sizes::of(&inputs);
         let sequences = exact.sequences;
@@ -172,7 +177,7 @@ impl CudaBackend {
         &self,
         inputs: StepInputs,
         sizes: Sizes,
-        forward: &mut Forward<'_, E>,
+        forward: &mut Forward<'_, Self, E>,
     ) -> Result<CudaLogits, E> {
         let (address, winners) = {
             let state = &mut *self.steps.lock();
@@ -190,7 +195,7 @@ impl CudaBackend {
         &self,
         inputs: StepInputs,
         sizes: Sizes,
-        forward: &mut Forward<'_, E>,
+        forward: &mut Forward<'_, Self, E>,
     ) -> Result<CudaLogits, E> {
         let staging = self.memory.allocate(4 * sizes.words())?;
         let winners = {
@@ -218,7 +223,7 @@ impl CudaBackend {
         &self,
         staged: &Staged<Self>,
         winners: u64,
-        forward: &mut Forward<'_, E>,
+        forward: &mut Forward<'_, Self, E>,
     ) -> Result<(CudaTensor, sys::CUgraphExec), E> {
         let first = {
             let logits = forward(staged)?;
@@ -262,5 +267,7 @@ mod tests {
             assert!(padded >= sequences && padded <= 512 && (padded - sequences) * 8 <= sequences.next_power_of_two());
             assert_eq!(bucket(padded), padded);
         }
+        assert_eq!(buckets(11), [1, 2, 3, 4, 5, 6, 7, 8, 10, 12]);
+        assert_eq!(buckets(1 << 20).last(), Some(&512));
     }
 }

@@ -61,7 +61,7 @@ impl CudaBackend {
             buffers.swap(0, 1);
             let buffer = &mut buffers[0];
             buffer.open()?[..chunk.len()].copy_from_slice(chunk);
-            buffer.to_device(device + (n * CHUNK_BYTES) as u64, chunk.len())?;
+            buffer.send(device + (n * CHUNK_BYTES) as u64, chunk.len())?;
         }
         Ok(())
     }
@@ -139,7 +139,7 @@ impl CudaBackend {
             *results = Some(Pinned::new(&self.driver, bytes.next_power_of_two().max(4096))?);
         }
         let Some(buffer) = results.as_mut().filter(|_| bytes > 0) else { return Ok(take(&[])) };
-        buffer.from_device(device, bytes)?;
+        buffer.receive(device, bytes)?;
         Ok(take(&buffer.open()?[..bytes]))
     }
 

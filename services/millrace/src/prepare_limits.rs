@@ -1,6 +1,6 @@
 //! What pipeline.toml says about preprocessing, as the preprocessing crate takes it.
 
-use millrace_config::{Config, Dtype, VideoPrompt};
+use millrace_config::{Config, DeviceChoice, Dtype, VideoPrompt};
 use millrace_preprocess::PrepareLimits;
 use millrace_protocol::PageDtype;
 
@@ -18,7 +18,12 @@ pub fn prepare_limits(config: &Config) -> PrepareLimits {
         nested_video: settings.video_prompt == VideoPrompt::Nested,
         dtype: match config.executor.dtype {
             Dtype::Bf16 => Some(PageDtype::Bf16),
-            Dtype::F32 | Dtype::Auto => Some(PageDtype::F32),
+            Dtype::F32 => Some(PageDtype::F32),
+            Dtype::Auto => match config.executor.device {
+                DeviceChoice::Cuda(_) => Some(PageDtype::Bf16),
+                // Which device an executor elsewhere has is not known here; it rounds for itself.
+                DeviceChoice::Cpu | DeviceChoice::Auto => Some(PageDtype::F32),
+            },
         },
         ffmpeg: settings.ffmpeg.clone(),
         ffprobe: settings.ffprobe.clone(),

@@ -1,7 +1,7 @@
 """Checks and times the attention and linear kernels on the device: attention.py KERNELS_FOLDER OUT [part...].
 
 Parts: the checks paged_decode, skinny_linear, paged_prefill, segment_attention, paged_prefill_sm90; the timings decode, linear, prefill,
-segment. All of them if none is named."""
+prefill_sm90, segment. All of them if none is named."""
 import json
 import os
 import sys
@@ -48,7 +48,8 @@ def main():
     timings = {
         "decode": lambda: decode.time_decode(modules["paged_decode"], copy) + [decode.time_mixed(modules["paged_decode"], copy)],
         "linear": lambda: linear.time_linear(modules["skinny_linear"], copy) + [linear.time_layer(modules["skinny_linear"], copy, m) for m in (1, 8)],
-        "prefill": lambda: prefill.time_prefill(modules["paged_prefill"], False) + (prefill.time_prefill(hopper, True) if hopper else []),
+        "prefill": lambda: prefill.time_prefill(modules["paged_prefill"], False),
+        "prefill_sm90": lambda: prefill.time_prefill(hopper, True),
         "segment": lambda: prefill.time_segment(modules["segment_attention"]),
     }
     parts = parts or [*checks, *timings]

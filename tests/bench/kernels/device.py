@@ -53,7 +53,7 @@ class Module:
     """A loaded cubin. `launch(kernel, grid, block, shared_bytes, *arguments)`: tensors, None, ints (32 bits) and floats."""
 
     def __init__(self, path):
-        torch.cuda.current_stream().synchronize()
+        torch.zeros(1, device="cuda")  # The context that the module goes to.
         self.module, self.functions = ctypes.c_void_p(), {}
         with open(path, "rb") as file:
             check(CUDA.cuModuleLoadData(ctypes.byref(self.module), file.read()), path)

@@ -14,6 +14,7 @@ mod media;
 mod options;
 mod slot;
 mod step;
+mod warm_up;
 
 use millrace_protocol::engine::EngineSpec;
 use millrace_protocol::plan::StepPlan;

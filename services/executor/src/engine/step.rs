@@ -22,7 +22,7 @@ use crate::step_batch::StepBatch;
 pub struct Engine<B: Backend> {
     pub(super) backend: B,
     pub(super) model: Box<dyn Model<B>>,
-    caches: Vec<B::KvCache>,
+    pub(super) caches: Vec<B::KvCache>,
     pub(super) slots: BTreeMap<u32, Slot<B>>,
     pub(super) encoder_cache: EncoderCache<B>,
     pub(super) spec: EngineSpec,
@@ -64,7 +64,10 @@ impl<B: Backend> Engine<B> {
         let (executor, keep_logits) = (options.executor.clone(), options.keep_logits);
         let encoder_cache = EncoderCache::new(u64::from(options.step_patches));
         let (slots, kept, fault) = (BTreeMap::new(), Vec::new(), None);
-        Ok(Self { backend, model, caches, slots, encoder_cache, spec, limits, executor, keep_logits, kept, fault })
+        let mut engine =
+            Self { backend, model, caches, slots, encoder_cache, spec, limits, executor, keep_logits, kept, fault };
+        engine.warm_up()?;
+        Ok(engine)
     }
 
     fn run(&mut self, plan: &StepPlan, media: &mut dyn MediaSource, output: &mut StepOutput) -> Result<(), Broken> {

@@ -1,7 +1,7 @@
 //! A backend with one op wrong on purpose; all others are the real ones.
 
 use millrace_kernels::{
-    Backend, Draw, GeluKind, KernelError, PatchPage, RopeTable, Segments, SigmoidChoice, Staged, StepInputs,
+    Backend, Draw, Forward, GeluKind, KernelError, PatchPage, RopeTable, Segments, SigmoidChoice, Staged, StepInputs,
 };
 
 /// What is wrong.
@@ -96,7 +96,7 @@ impl<B: Backend> Backend for MutantBackend<B> {
     fn step<E: From<KernelError>>(
         &self,
         inputs: StepInputs,
-        forward: &mut dyn FnMut(&Staged<Self>) -> Result<B::Tensor, E>,
+        forward: &mut Forward<'_, Self, E>,
     ) -> Result<B::Logits, E> {
         self.inner.step(inputs, &mut |staged: &Staged<B>| {
             let (ids, positions) = (staged.ids.clone(), staged.positions.clone());
@@ -136,6 +136,9 @@ impl<B: Backend> Backend for MutantBackend<B> {
     }
     fn indices(&self, values: Vec<u32>) -> Done<B::Indices> {
         self.inner.indices(values)
+    }
+    fn recorded_batches(&self, most: usize) -> Vec<usize> {
+        self.inner.recorded_batches(most)
     }
     fn logits_to_host(&self, logits: &B::Logits) -> Done<Vec<f32>> {
         self.inner.logits_to_host(logits)

@@ -47,8 +47,11 @@ pub fn interpolation(grid_h: u32, grid_w: u32, merge: u32, side: u32) -> (Vec<[u
 /// the second with the column.
 pub fn rotation(grid_h: u32, grid_w: u32, merge: u32, head_dim: usize, theta: f64) -> (Vec<f32>, Vec<f32>) {
     let inverse = inverse_frequencies(theta, head_dim / 2);
+    let width = inverse.len();
     let angles = |position: u32| inverse.iter().map(move |frequency| angle(position, *frequency));
-    patch_order(grid_h, grid_w, merge).into_iter().flat_map(|(row, col)| angles(row).chain(angles(col))).unzip()
+    let table: Vec<(f32, f32)> = (0..grid_h.max(grid_w)).flat_map(angles).collect();
+    let of = |position: u32| table.iter().skip(position as usize * width).take(width).copied();
+    patch_order(grid_h, grid_w, merge).into_iter().flat_map(|(row, col)| of(row).chain(of(col))).unzip()
 }
 
 #[cfg(test)]
