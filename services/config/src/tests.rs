@@ -142,6 +142,19 @@ fn units_are_resolved() {
 }
 
 #[test]
+fn tenant_weights_are_read_from_the_last_equals_sign() {
+    let text = "[scheduler]\ntenant_weights = [\"gold=4\", \"a=b=2\"]\nageing = \"0s\"";
+    let scheduler = Config::parse(text, &none()).unwrap().scheduler;
+    let weights: Vec<_> = scheduler.tenant_weights.iter().map(|(tenant, weight)| (tenant.as_str(), *weight)).collect();
+    assert_eq!(weights, [("a=b", 2), ("gold", 4)]);
+    assert_eq!(scheduler.ageing, Duration::ZERO);
+    for (bad, says) in [("gold", "weight"), ("gold=0", "weight"), ("gold=1001", "weight"), ("g=1\", \"g=2", "twice")] {
+        let found = problems(&format!("[scheduler]\ntenant_weights = [\"{bad}\"]"));
+        assert!(found.len() == 1 && found[0].contains("tenant_weights") && found[0].contains(says), "{bad}: {found:?}");
+    }
+}
+
+#[test]
 fn models_may_be_none_or_several() {
     assert!(Config::parse("models = []", &none()).unwrap().default_model().is_none());
     let two = "[[models]]\nname = \"a\"\npath = \"x\"\ndefault = false\n[[models]]\nname = \"b\"\npath = \"y\"";

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use millrace_bus::{Bus, BusError, Incoming};
 use millrace_pager::PageStore;
-use millrace_protocol::engine::{Attach, AttachReply, BEACON_EVERY_MS, EngineSpec, ExecutorBeacon};
+use millrace_protocol::engine::{Attach, AttachReply, BEACON_EVERY_MS, EngineCosts, EngineSpec, ExecutorBeacon};
 use millrace_protocol::plan::StepPlan;
 use millrace_protocol::step::StepOutput;
 use millrace_protocol::{ActorId, PageRef, SlotId};
@@ -70,6 +70,8 @@ pub struct ExecutorActor {
     /// Pages of each open slot, to stop transfers when it closes.
     pages: HashMap<SlotId, Vec<PageRef>>,
     steps: u64,
+    costs: EngineCosts,
+    reconnects: u64,
 }
 
 /// State for tests and the admin page.
@@ -107,6 +109,7 @@ impl ExecutorActor {
         let (sender, events) = mpsc::channel(HAND_OFF_DEPTH);
         let device = Device::start(engine, Box::new(reader.clone()), HAND_OFF_DEPTH, clock.clone(), sender)?;
         let session = Session::new(clock.unix_ms());
+        let reconnects = bus.events().reconnects();
         health.set_not_ready(CONDITION, "the actor has not started");
         Ok(Self::create(move |ctx| {
             ctx.add_stream(attach.into_stream().map(AttachRequest));
@@ -127,6 +130,8 @@ impl ExecutorActor {
                 session,
                 pages: HashMap::new(),
                 steps: 0,
+                costs,
+                reconnects,
             }
         }))
     }
@@ -144,6 +149,13 @@ impl ExecutorActor {
 
     fn beacon(&mut self, ctx: &mut Context<Self>) {
         self.session.expire(self.clock.now());
+        let reconnects = self.bus.events().reconnects();
+        if std::mem::replace(&mut self.reconnects, reconnects) != reconnects && self.session.holder().is_some() {
+            // Plans may be lost; the holder hears of it when it renews, and begins anew.
+            tracing::warn!("the connection to NATS was interrupted: session ended");
+            self.metrics.broken_sessions.inc();
+            self.session.end();
+        }
         let beacon = ExecutorBeacon {
             executor: self.id.clone(),
             spec: self.spec.clone(),
@@ -192,7 +204,13 @@ impl ExecutorActor {
         }
         let open = i64::try_from(self.pages.len()).unwrap_or(i64::MAX);
         self.metrics.open_slots.with_label_values(&[self.spec.model.as_str()]).set(open);
-        let refused = StepPlan { release: Vec::new(), open: Vec::new(), work: Vec::new(), ..plan.clone() };
+        let refused = StepPlan {
+            release: Vec::new(),
+            copies: Vec::new(),
+            open: Vec::new(),
+            work: Vec::new(),
+            ..plan.clone()
+        };
         match self.device.step(plan) {
             Ok(()) => {}
             Err(HandOffError::Full) => self.break_session(&refused, HandOffError::Full.to_string(), ctx),
@@ -216,12 +234,17 @@ impl ExecutorActor {
                     return AttachReply::Lost;
                 }
                 tracing::info!(scheduler = %request.scheduler, session, "attached");
-                AttachReply::Attached { session, spec: self.spec.clone() }
+                self.attached(session)
             }
-            Granted::Renewed(session) => AttachReply::Attached { session, spec: self.spec.clone() },
+            Granted::Renewed(session) => self.attached(session),
             Granted::HeldBy(by) => AttachReply::Held { by },
             Granted::Lost => AttachReply::Lost,
         }
+    }
+
+    fn attached(&self, session: u64) -> AttachReply {
+        let (heard_step, answered_step) = self.session.progress();
+        AttachReply::Attached { session, spec: self.spec.clone(), costs: self.costs, heard_step, answered_step }
     }
 
     fn die(&self, why: String) {
@@ -302,6 +325,7 @@ impl StreamHandler<DeviceEvent> for ExecutorActor {
             self.metrics.broken_sessions.inc();
             self.session.end();
         }
+        self.session.answered(output.session, output.step);
         self.send_output(&scheduler, &output, ctx);
     }
 }

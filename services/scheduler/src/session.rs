@@ -25,6 +25,9 @@ struct Seen {
     asked_at: Option<Duration>,
 }
 
+/// A plan that was sent this long before the executor said what it has is lost if it is not among that.
+const LOST_AFTER: Duration = Duration::from_secs(1);
+
 /// The executor held.
 #[derive(Debug)]
 pub struct Attached {
@@ -38,6 +41,10 @@ pub struct Attached {
     /// (step, when it was sent, tokens in it) of the plans that are out.
     sent: VecDeque<(u64, Duration, usize)>,
     renewed_at: Duration,
+    /// When the executor last answered a renewal.
+    heard_at: Duration,
+    /// A step whose output had left, but not arrived, when the executor last answered.
+    missing: Option<u64>,
 }
 
 /// What an output means.
@@ -102,7 +109,16 @@ impl Executors {
     pub fn attach(&mut self, executor: ActorId, session: u64, spec: EngineSpec, now: Duration) {
         self.asking = None;
         self.attached =
-            Some(Attached { executor, session, spec, next_step: 1, sent: VecDeque::new(), renewed_at: now });
+            Some(Attached {
+                executor,
+                session,
+                spec,
+                next_step: 1,
+                sent: VecDeque::new(),
+                renewed_at: now,
+                heard_at: now,
+                missing: None,
+            });
     }
 
     /// Ends the session on this side.
@@ -132,6 +148,9 @@ impl Executors {
         if silent.is_none_or(|silent| silent >= DEAD_AFTER) {
             return Some(format!("executor {} fell silent", attached.executor));
         }
+        if now.saturating_sub(attached.heard_at) >= DEAD_AFTER {
+            return Some(format!("executor {} beats but does not answer", attached.executor));
+        }
         let (step, at, _) = attached.sent.front()?;
         let waited = now.saturating_sub(*at);
         (waited >= step_timeout).then(|| format!("step {step} gave no output for {} s", waited.as_secs()))
@@ -150,6 +169,22 @@ impl Attached {
         self.next_step += 1;
         self.sent.push_back((step, now, tokens));
         step
+    }
+
+    /// The executor answered a renewal that was asked at `asked_at`: the last plan that it has, and the last step whose
+    /// output it sent. A message that is lost between the two sides shows here, and nowhere else if it was the last one.
+    pub fn renewed(&mut self, heard_step: u64, answered_step: u64, asked_at: Duration, now: Duration) -> Result<(), String> {
+        self.heard_at = now;
+        let due = |(step, at, _): &&(u64, Duration, usize)| *step > heard_step && *at + LOST_AFTER <= asked_at;
+        if let Some((step, ..)) = self.sent.iter().find(due) {
+            return Err(format!("the plan of step {step} was lost"));
+        }
+        // The output may still be on its way when the answer overtakes it: it is lost if that was so the last time, too.
+        let missing = self.sent.front().map(|(step, ..)| *step).filter(|step| *step <= answered_step);
+        match (std::mem::replace(&mut self.missing, missing), missing) {
+            (Some(before), Some(still)) if before == still => Err(format!("the output of step {still} was lost")),
+            _ => Ok(()),
+        }
     }
 
     /// Judges an output.
@@ -240,12 +275,45 @@ mod tests {
         assert!(executors.overdue(ms(1_500), ms(5_000)).unwrap().contains("silent"));
         executors.attached.as_mut().unwrap().number(3, ms(100));
         executors.observe(&beacon("x", 10, Some("me")), ms(5_000));
+        assert!(executors.overdue(ms(5_000), ms(5_000)).unwrap().contains("does not answer"));
+        assert_eq!(executors.attached.as_mut().unwrap().renewed(1, 0, ms(4_990), ms(5_000)), Ok(()));
         assert_eq!(executors.overdue(ms(5_099), ms(5_000)), None);
         assert!(executors.overdue(ms(5_100), ms(5_000)).unwrap().contains("step 1"));
         assert_eq!(executors.renewal(ms(5_100)), Some((id("x"), 7)));
         assert_eq!(executors.renewal(ms(5_200)), None);
         executors.lose();
         assert_eq!(executors.ask(&id("me"), ms(5_200)), Some(id("x")), "may be asked at once");
+    }
+
+    #[test]
+    fn a_message_that_is_lost_last_is_found_by_the_renewals() {
+        let attached = |plans: usize| {
+            let mut executors = Executors::default();
+            executors.attach(id("x"), 7, spec(10), ms(0));
+            let mut attached = executors.attached.unwrap();
+            (0..plans).for_each(|_| drop(attached.number(1, ms(100))));
+            attached
+        };
+        // (plans sent at 100 ms, [(heard, answered, asked at)], what is lost)
+        type Case = (usize, &'static [(u64, u64, u64)], Option<&'static str>);
+        let cases: [Case; 6] = [
+            (2, &[(2, 0, 600), (2, 0, 1_100), (2, 0, 9_000)], None),
+            (2, &[(1, 0, 600), (1, 0, 1_099)], None),
+            (2, &[(1, 0, 1_100)], Some("the plan of step 2 was lost")),
+            (2, &[(2, 1, 600)], None),
+            (2, &[(2, 1, 600), (2, 1, 1_100)], Some("the output of step 1 was lost")),
+            (0, &[(0, 0, 9_000), (0, 0, 9_500)], None),
+        ];
+        for (plans, answers, lost) in cases {
+            let mut attached = attached(plans);
+            let verdicts = answers.iter().map(|(heard, answered, at)| attached.renewed(*heard, *answered, ms(*at), ms(*at)));
+            assert_eq!(verdicts.last().unwrap().err().as_deref(), lost, "{answers:?}");
+        }
+        // An output that came late is no loss, and the next one is judged for itself.
+        let mut attached = attached(2);
+        assert_eq!(attached.renewed(2, 1, ms(600), ms(600)), Ok(()));
+        assert_eq!(attached.judge(&output("x", 7, 1)), Answer::Due { tokens: 1 });
+        assert_eq!(attached.renewed(2, 2, ms(1_100), ms(1_100)), Ok(()));
     }
 
     #[test]

@@ -32,7 +32,7 @@ use crate::error::SchedulerError;
 use crate::heartbeat;
 use crate::log::Ended;
 use crate::metrics::{ModelMetrics, SchedulerMetrics};
-use crate::policy::{Blame, Events, Planner, SeqId};
+use crate::policy::{Blame, Events, Limits, Planner, SeqId};
 use crate::session::Executors;
 use crate::settings::Settings;
 
@@ -146,7 +146,7 @@ impl SchedulerActor {
         let (origin, reconnects) = (clock.now(), bus.events().reconnects());
         Ok(Self {
             metrics: metrics.of(&model),
-            planner: Planner::new(settings.limits.clone()),
+            planner: Planner::new(Limits { plan_bytes: bus.max_payload_bytes(), ..settings.limits.clone() }),
             id,
             model,
             bus,
@@ -318,6 +318,7 @@ async fn send_plans(bus: Bus, mut plans: mpsc::Receiver<(String, Bytes)>) -> Opt
 struct Asked {
     executor: ActorId,
     renewed: Option<u64>,
+    asked_at: Duration,
     reply: Result<AttachReply, String>,
 }
 

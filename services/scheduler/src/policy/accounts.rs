@@ -26,6 +26,10 @@ pub struct Counts {
     pub outstanding: usize,
     /// Preemptions so far.
     pub preemptions: u64,
+    /// Blocks copied to host memory so far, on this engine.
+    pub swapped_out: u64,
+    /// Blocks copied back so far, on this engine.
+    pub swapped_in: u64,
     /// Sequences that can run at once on this engine.
     pub max_running: usize,
     /// Most tokens of one step on this engine.
@@ -44,6 +48,8 @@ impl Planner {
             cached_blocks: engine.map_or(0, |engine| engine.pool.cached()),
             outstanding: self.outstanding.len(),
             preemptions: self.preemptions,
+            swapped_out: engine.map_or(0, |engine| engine.swap.swapped().0),
+            swapped_in: engine.map_or(0, |engine| engine.swap.swapped().1),
             max_running: engine.map_or(0, |engine| engine.max_running),
             step_tokens: engine.map_or(0, |engine| engine.step_tokens),
         }
@@ -80,6 +86,8 @@ impl Planner {
             }
             tables.extend(&part.table);
         }
+        let waiting = self.arena.iter().filter(|(_, sequence)| sequence.running().is_none());
+        engine.swap.check(waiting.flat_map(|(_, sequence)| &sequence.chain.hashes()[..sequence.promised]))?;
         engine.pool.check(tables)
     }
 }

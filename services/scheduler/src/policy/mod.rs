@@ -5,13 +5,17 @@ pub mod accounts;
 mod admission;
 mod arena;
 pub mod blocks;
+mod deadlines;
 pub mod outputs;
 pub mod planner;
 pub mod prefix;
 pub mod queue;
 pub mod sequence;
+mod sharing;
 pub mod shares;
 mod step;
+pub mod swap;
+mod wire;
 
 pub use accounts::Counts;
 pub use blocks::Imbalance;

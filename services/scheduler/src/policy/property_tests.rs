@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use millrace_protocol::JobId;
+use millrace_protocol::engine::EngineCosts;
 use proptest::prelude::*;
 
 use super::planner::{Blame, Event, Events, Limits, Planner};
@@ -53,19 +54,27 @@ struct World {
     step_tokens: usize,
     run_ahead: usize,
     cache: bool,
+    host_blocks: u32,
     crash_at: Option<usize>,
+}
+
+impl World {
+    fn costs(&self) -> EngineCosts {
+        EngineCosts { token_ns: 1_000, swap_out_ns: 1, swap_in_ns: 1, host_blocks: self.host_blocks }
+    }
 }
 
 fn world() -> impl Strategy<Value = World> {
     let arrivals = prop::collection::vec(arrival(), 1..14);
-    let shape = (8_u32..40, 1_u32..6, 1_usize..48, 1_usize..4, any::<bool>(), prop::option::weighted(0.3, 0_usize..60));
-    (arrivals, shape).prop_map(|(arrivals, (blocks, slots, step_tokens, run_ahead, cache, crash_at))| World {
+    let shape = (8_u32..40, 1_u32..6, 1_usize..48, 1_usize..4, any::<bool>(), 0_u32..12, prop::option::weighted(0.3, 0_usize..60));
+    (arrivals, shape).prop_map(|(arrivals, (blocks, slots, step_tokens, run_ahead, cache, host_blocks, crash_at))| World {
         arrivals,
         blocks,
         slots,
         step_tokens,
         run_ahead,
         cache,
+        host_blocks,
         crash_at,
     })
 }
@@ -127,6 +136,7 @@ fn live(world: &World) -> Result<(), TestCaseError> {
     let mut events = Events::new();
     let mut engine = executor(world);
     planner.attach(&spec(world.blocks, world.slots), Duration::ZERO, &mut events);
+    planner.swap_by(&world.costs());
     for step in 0.. {
         prop_assert!(step < 5_000, "no end in sight: {:?}", planner.counts());
         let now = Duration::from_millis(step as u64 * 10);
@@ -144,6 +154,7 @@ fn live(world: &World) -> Result<(), TestCaseError> {
             planner.detach(Blame::Nobody, now, &mut events);
             engine = executor(world);
             planner.attach(&spec(world.blocks, world.slots), now, &mut events);
+            planner.swap_by(&world.costs());
         }
         while let Some(plan) = planner.plan(now, &mut events) {
             prop_assert_eq!(planner.check(), Ok(()));

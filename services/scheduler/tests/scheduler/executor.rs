@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_bus::{Bus, Subscription};
-use millrace_protocol::engine::{Attach, AttachReply, EngineSpec, ExecutorBeacon};
+use millrace_protocol::engine::{Attach, AttachReply, EngineCosts, EngineSpec, ExecutorBeacon};
 use millrace_protocol::plan::StepPlan;
 use millrace_protocol::step::{SlotToken, StepOutput};
 use millrace_protocol::{ActorId, ErrorCode, JobError, SlotId};
@@ -166,7 +166,9 @@ impl State {
                 self.pending.clear();
             }
         }
-        AttachReply::Attached { session: self.session, spec: self.spec.clone() }
+        let answered_step = self.next_step - 1 - self.pending.len() as u64;
+        let (session, spec, costs) = (self.session, self.spec.clone(), EngineCosts::default());
+        AttachReply::Attached { session, spec, costs, heard_step: self.next_step - 1, answered_step }
     }
 
     async fn step(&mut self) {
