@@ -313,7 +313,8 @@ fn tenant_weights(pairs: &[String]) -> Result<BTreeMap<String, u32>, String> {
 }
 
 fn executor(raw: raw::Executor, environment: &Environment, problems: &mut Problems) -> Executor {
-    let raw::Executor { device, dtype, kv_bytes, block_tokens, slots, step_tokens, step_patches, swap_bytes, threads } = raw;
+    let raw::Executor { device, dtype, kv_bytes, block_tokens, slots, step_tokens, step_patches, swap_bytes, threads } =
+        raw;
     problems.table = "executor";
     let device = environment.device.clone().unwrap_or(device);
     let dtypes = [("auto", Dtype::Auto), ("bf16", Dtype::Bf16), ("f32", Dtype::F32)];

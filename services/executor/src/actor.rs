@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::device::{Device, DeviceEvent, HandOffError};
 use crate::engine::StepEngine;
+use crate::measure::measure;
 use crate::metrics::ExecutorMetrics;
 use crate::pages::PageReader;
 use crate::session::{Granted, Session, Verdict};
@@ -41,6 +42,8 @@ pub struct ExecutorParts {
     pub id: ActorId,
     /// The engine, loaded.
     pub engine: Box<dyn StepEngine>,
+    /// Host memory for KV blocks that leave the pool, in bytes.
+    pub swap_bytes: u64,
     /// Connection.
     pub bus: Bus,
     /// Pager of the same process, if it has one.
@@ -99,8 +102,17 @@ impl ExecutorActor {
     /// # Errors
     /// If NATS or the system refuses.
     pub async fn start(parts: ExecutorParts) -> Result<Addr<Self>, StartError> {
-        let ExecutorParts { id, engine, bus, pages, clock, health, metrics, fatal } = parts;
+        let ExecutorParts { id, mut engine, swap_bytes, bus, pages, clock, health, metrics, fatal } = parts;
         let spec = engine.spec();
+        let measured = clock.clone();
+        let (engine, costs) = tokio::task::spawn_blocking(move || {
+            let host_blocks = engine.keep_host_blocks(swap_bytes);
+            let costs = measure(engine.as_mut(), host_blocks, &measured);
+            (engine, costs)
+        })
+        .await
+        .map_err(|ended| StartError::Measure(ended.to_string()))?;
+        tracing::info!(?costs, "engine measured");
         let subjects = bus.subjects().clone();
         let attach = bus.subscribe(&subjects.attach(&id), SUBSCRIPTION_DEPTH, None).await?;
         let plans = bus.subscribe(&subjects.plan(&id), SUBSCRIPTION_DEPTH, None).await?;
@@ -204,13 +216,8 @@ impl ExecutorActor {
         }
         let open = i64::try_from(self.pages.len()).unwrap_or(i64::MAX);
         self.metrics.open_slots.with_label_values(&[self.spec.model.as_str()]).set(open);
-        let refused = StepPlan {
-            release: Vec::new(),
-            copies: Vec::new(),
-            open: Vec::new(),
-            work: Vec::new(),
-            ..plan.clone()
-        };
+        let refused =
+            StepPlan { release: Vec::new(), copies: Vec::new(), open: Vec::new(), work: Vec::new(), ..plan.clone() };
         match self.device.step(plan) {
             Ok(()) => {}
             Err(HandOffError::Full) => self.break_session(&refused, HandOffError::Full.to_string(), ctx),
@@ -351,4 +358,7 @@ pub enum StartError {
     /// The device thread.
     #[error("the device thread cannot start: {0}")]
     Thread(#[from] std::io::Error),
+    /// The engine.
+    #[error("the engine fails in its first step: {0}")]
+    Measure(String),
 }

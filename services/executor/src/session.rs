@@ -146,7 +146,15 @@ mod tests {
     }
 
     fn plan(scheduler: &str, session: u64, step: u64) -> StepPlan {
-        StepPlan { scheduler: id(scheduler), session, step, release: vec![], copies: vec![], open: vec![], work: vec![] }
+        StepPlan {
+            scheduler: id(scheduler),
+            session,
+            step,
+            release: vec![],
+            copies: vec![],
+            open: vec![],
+            work: vec![],
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ActorId, ModelName};
+use crate::prefix::PrefixSummary;
 
 /// Beacons are sent this often and whenever something in them changes, in milliseconds.
 pub const BEACON_EVERY_MS: u64 = 250;
@@ -78,6 +79,9 @@ pub struct SchedulerBeacon {
     pub running: u32,
     /// Free KV blocks.
     pub free_blocks: u32,
+    /// Beginnings of prompts that its engine need not compute.
+    #[serde(default)]
+    pub prefixes: PrefixSummary,
     /// Set while it drains: no new offers.
     pub draining: bool,
 }

@@ -108,17 +108,16 @@ impl Executors {
     /// A new session begins.
     pub fn attach(&mut self, executor: ActorId, session: u64, spec: EngineSpec, now: Duration) {
         self.asking = None;
-        self.attached =
-            Some(Attached {
-                executor,
-                session,
-                spec,
-                next_step: 1,
-                sent: VecDeque::new(),
-                renewed_at: now,
-                heard_at: now,
-                missing: None,
-            });
+        self.attached = Some(Attached {
+            executor,
+            session,
+            spec,
+            next_step: 1,
+            sent: VecDeque::new(),
+            renewed_at: now,
+            heard_at: now,
+            missing: None,
+        });
     }
 
     /// Ends the session on this side.
@@ -173,7 +172,13 @@ impl Attached {
 
     /// The executor answered a renewal that was asked at `asked_at`: the last plan that it has, and the last step whose
     /// output it sent. A message that is lost between the two sides shows here, and nowhere else if it was the last one.
-    pub fn renewed(&mut self, heard_step: u64, answered_step: u64, asked_at: Duration, now: Duration) -> Result<(), String> {
+    pub fn renewed(
+        &mut self,
+        heard_step: u64,
+        answered_step: u64,
+        asked_at: Duration,
+        now: Duration,
+    ) -> Result<(), String> {
         self.heard_at = now;
         let due = |(step, at, _): &&(u64, Duration, usize)| *step > heard_step && *at + LOST_AFTER <= asked_at;
         if let Some((step, ..)) = self.sent.iter().find(due) {
@@ -291,7 +296,9 @@ mod tests {
             let mut executors = Executors::default();
             executors.attach(id("x"), 7, spec(10), ms(0));
             let mut attached = executors.attached.unwrap();
-            (0..plans).for_each(|_| drop(attached.number(1, ms(100))));
+            for _ in 0..plans {
+                attached.number(1, ms(100));
+            }
             attached
         };
         // (plans sent at 100 ms, [(heard, answered, asked at)], what is lost)
@@ -306,7 +313,8 @@ mod tests {
         ];
         for (plans, answers, lost) in cases {
             let mut attached = attached(plans);
-            let verdicts = answers.iter().map(|(heard, answered, at)| attached.renewed(*heard, *answered, ms(*at), ms(*at)));
+            let verdicts =
+                answers.iter().map(|(heard, answered, at)| attached.renewed(*heard, *answered, ms(*at), ms(*at)));
             assert_eq!(verdicts.last().unwrap().err().as_deref(), lost, "{answers:?}");
         }
         // An output that came late is no loss, and the next one is judged for itself.

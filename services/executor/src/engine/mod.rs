@@ -9,6 +9,7 @@ mod media;
 mod options;
 mod slot;
 mod step;
+mod swap;
 
 use millrace_protocol::engine::EngineSpec;
 use millrace_protocol::plan::StepPlan;
@@ -29,6 +30,11 @@ pub trait StepEngine: Send {
     /// Runs `plan`, which must be the one after the last. The output's `busy_us` and `idle_us` are 0: the caller, who has the
     /// clock, fills them. After `broken` only [`Self::reset`] helps.
     fn step(&mut self, plan: &StepPlan, media: &mut dyn MediaSource) -> StepOutput;
+
+    /// Sets host memory aside for blocks that leave the pool. Returns how many it holds: 0 if blocks cannot be copied.
+    fn keep_host_blocks(&mut self, _bytes: u64) -> u32 {
+        0
+    }
 
     /// Logits of every row of the last step, if [`LoadOptions::keep_logits`] is set.
     fn take_logits(&mut self) -> Vec<RowLogits>;

@@ -12,6 +12,7 @@ use super::assemble::{Share, assemble};
 use super::checks::Limits;
 use super::encoder_cache::EncoderCache;
 use super::slot::Slot;
+use super::swap::HostPages;
 use super::{Broken, LoadOptions, MediaSource, RowLogits, StepEngine};
 use crate::error::ExecutorError;
 use crate::models::Model;
@@ -22,6 +23,7 @@ pub struct Engine<B: Backend> {
     pub(super) backend: B,
     pub(super) model: Box<dyn Model<B>>,
     caches: Vec<B::KvCache>,
+    host_pages: HostPages,
     pub(super) slots: BTreeMap<u32, Slot<B>>,
     pub(super) encoder_cache: EncoderCache<B>,
     pub(super) spec: EngineSpec,
@@ -61,13 +63,16 @@ impl<B: Backend> Engine<B> {
         let limits = Limits { blocks, block_tokens, step_tokens, model: shape };
         let (executor, keep_logits) = (options.executor.clone(), options.keep_logits);
         let encoder_cache = EncoderCache::new(u64::from(options.step_patches));
-        let (slots, kept) = (BTreeMap::new(), Vec::new());
-        Ok(Self { backend, model, caches, slots, encoder_cache, spec, limits, executor, keep_logits, kept })
+        let (slots, kept, host_pages) = (BTreeMap::new(), Vec::new(), HostPages::default());
+        Ok(Self { backend, model, caches, host_pages, slots, encoder_cache, spec, limits, executor, keep_logits, kept })
     }
 
     fn run(&mut self, plan: &StepPlan, media: &mut dyn MediaSource, output: &mut StepOutput) -> Result<(), Broken> {
         for slot in &plan.release {
             self.slots.remove(&slot.0).ok_or_else(|| Broken(format!("release of slot {}, not open", slot.0)))?;
+        }
+        for copy in &plan.copies {
+            self.host_pages.copy(&self.backend, &mut self.caches, self.spec.blocks, copy)?;
         }
         for open in &plan.open {
             self.open(open, output)?;
@@ -190,6 +195,11 @@ impl<B: Backend> StepEngine for Engine<B> {
             output.broken = Some(why);
         }
         output
+    }
+
+    fn keep_host_blocks(&mut self, bytes: u64) -> u32 {
+        self.host_pages = HostPages::new(&self.backend, &self.caches, bytes);
+        self.host_pages.count()
     }
 
     fn take_logits(&mut self) -> Vec<RowLogits> {

@@ -18,3 +18,5 @@ mod mutants;
 mod official;
 #[cfg(test)]
 mod steps;
+#[cfg(test)]
+mod swap;

@@ -81,6 +81,7 @@ async fn executor(shared: &Shared, model: &Model, metrics: &ExecutorMetrics) -> 
     let parts = ExecutorParts {
         id: options.executor,
         engine,
+        swap_bytes: settings.swap_bytes,
         bus: shared.bus.clone(),
         pages: shared.pages.clone(),
         clock: shared.clock.clone(),

@@ -17,6 +17,9 @@ use crate::session::{Answer, DEAD_AFTER};
 /// Longest wait for an executor's answer.
 const ATTACH_TIMEOUT: Duration = DEAD_AFTER;
 
+/// Jobs are given back when no executor was attached for this long: a spare or restarted one is there sooner.
+const ORPHANS_AFTER: Duration = Duration::from_secs(5);
+
 impl SchedulerActor {
     /// Asks for an executor, if one is wanted and free.
     pub(super) fn ask_for_executor(&mut self, ctx: &mut Context<Self>, now: Duration) {
@@ -174,6 +177,18 @@ impl SchedulerActor {
         }
     }
 
+    /// Without an executor for long, gives the jobs back: another pair may have room, and this one says that it has none.
+    pub(super) fn return_orphans(&mut self, now: Duration) {
+        if self.executors.attached.is_some() {
+            self.alone_since = None;
+            return;
+        }
+        let since = *self.alone_since.get_or_insert(now);
+        if now.saturating_sub(since) >= ORPHANS_AFTER {
+            self.return_all();
+        }
+    }
+
     /// Tells preprocess actors what would be accepted.
     pub(super) fn send_beacon(&mut self, ctx: &mut Context<Self>, now: Duration) {
         let counts = self.planner.counts();
@@ -186,6 +201,7 @@ impl SchedulerActor {
             waiting: narrow(counts.waiting),
             running: narrow(counts.running),
             free_blocks: narrow(counts.free_blocks),
+            prefixes: self.planner.prefixes(),
             draining: self.drain.is_draining(),
         };
         self.beacon_sent = Some(now);

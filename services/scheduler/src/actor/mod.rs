@@ -90,6 +90,8 @@ pub struct SchedulerActor {
     beacon_due: bool,
     beat_sent: Duration,
     drain_since: Option<Duration>,
+    /// Since when no executor is attached.
+    alone_since: Option<Duration>,
     reconnects: u64,
     books_proven: bool,
     /// Keeps the process from ending before the executor is given back.
@@ -166,6 +168,7 @@ impl SchedulerActor {
             beacon_due: true,
             beat_sent: Duration::ZERO,
             drain_since: None,
+            alone_since: None,
             reconnects,
             books_proven: false,
             in_flight,
@@ -194,6 +197,7 @@ impl SchedulerActor {
         }
         self.ask_for_executor(ctx, now);
         self.renew_hold(ctx, now);
+        self.return_orphans(now);
         let mut events = Events::new();
         self.planner.expire(now, &mut events);
         self.dispatch(events, now);

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use millrace_protocol::prefix::PrefixSummary;
 use serde::Serialize;
 
 use super::blocks::Imbalance;
@@ -55,6 +56,12 @@ impl Planner {
         }
     }
 
+    /// What of which prompts is cached, for beacons.
+    pub fn prefixes(&self) -> PrefixSummary {
+        let pool = self.engine.as_ref().map(|engine| &engine.pool);
+        pool.map(|pool| PrefixSummary::of(pool.cached(), pool.contents())).unwrap_or_default()
+    }
+
     /// Proves that blocks, slots and sequences add up. Cheap enough for every idle moment, and for every step of a test.
     ///
     /// # Errors
@@ -83,6 +90,11 @@ impl Planner {
             }
             if sequence.answer().len() + part.in_flight > sequence.new.max_tokens as usize {
                 return wrong(format!("{} planned beyond its answer", sequence.new.job));
+            }
+            // Whoever shares a block reads it: only full blocks may be shared, so no copy before a write is ever needed.
+            let open_blocks = part.table.get(part.confirmed / engine.block_tokens..).unwrap_or_default();
+            if let Some(block) = open_blocks.iter().find(|block| engine.pool.is_shared(block)) {
+                return wrong(format!("block {} of {} is shared before it is full", block.id().0, sequence.new.job));
             }
             tables.extend(&part.table);
         }

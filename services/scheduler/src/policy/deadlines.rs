@@ -27,8 +27,7 @@ impl Planner {
         {
             self.end_late(id, events);
         }
-        let late: Vec<SeqId> =
-            self.running.iter().map(|(_, id)| *id).filter(|id| self.is_hopeless(*id, now)).collect();
+        let late: Vec<SeqId> = self.running.iter().map(|(_, id)| *id).filter(|id| self.is_hopeless(*id, now)).collect();
         for id in late {
             self.end_late(id, events);
         }

@@ -11,8 +11,8 @@ pub mod planner;
 pub mod prefix;
 pub mod queue;
 pub mod sequence;
-mod sharing;
 pub mod shares;
+mod sharing;
 mod step;
 pub mod swap;
 mod wire;
@@ -31,3 +31,6 @@ mod planner_tests;
 mod property_tests;
 #[cfg(test)]
 mod scripted;
+#[cfg(test)]
+#[path = "sharing_tests.rs"]
+mod sharing_tests;

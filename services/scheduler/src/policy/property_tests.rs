@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use millrace_protocol::JobId;
 use millrace_protocol::engine::EngineCosts;
+use millrace_protocol::plan::StepPlan;
+use millrace_protocol::{ActorId, ErrorCode, JobId};
 use proptest::prelude::*;
 
-use super::planner::{Blame, Event, Events, Limits, Planner};
+use super::planner::{Blame, Event, Events, Limits, Plan, Planner};
 use super::scripted::{Scripted, drawn, job, spec};
 use super::sequence::{NewSequence, SeqId};
 
@@ -55,6 +56,7 @@ struct World {
     run_ahead: usize,
     cache: bool,
     host_blocks: u32,
+    plan_bytes: usize,
     crash_at: Option<usize>,
 }
 
@@ -66,17 +68,29 @@ impl World {
 
 fn world() -> impl Strategy<Value = World> {
     let arrivals = prop::collection::vec(arrival(), 1..14);
-    let shape = (8_u32..40, 1_u32..6, 1_usize..48, 1_usize..4, any::<bool>(), 0_u32..12, prop::option::weighted(0.3, 0_usize..60));
-    (arrivals, shape).prop_map(|(arrivals, (blocks, slots, step_tokens, run_ahead, cache, host_blocks, crash_at))| World {
-        arrivals,
-        blocks,
-        slots,
-        step_tokens,
-        run_ahead,
-        cache,
-        host_blocks,
-        crash_at,
-    })
+    let shape = (
+        8_u32..40,
+        1_u32..6,
+        1_usize..48,
+        1_usize..4,
+        any::<bool>(),
+        0_u32..12,
+        1_500_usize..4_000,
+        prop::option::weighted(0.3, 0_usize..60),
+    );
+    (arrivals, shape).prop_map(
+        |(arrivals, (blocks, slots, step_tokens, run_ahead, cache, host_blocks, plan_bytes, crash_at))| World {
+            arrivals,
+            blocks,
+            slots,
+            step_tokens,
+            run_ahead,
+            cache,
+            host_blocks,
+            plan_bytes,
+            crash_at,
+        },
+    )
 }
 
 fn name(index: usize) -> String {
@@ -113,6 +127,7 @@ fn note(records: &mut HashMap<SeqId, Record>, events: &mut Events) -> Result<(),
         match event {
             Event::Token { token, .. } => record.answer.push(token),
             Event::Finished { .. } => record.end = Some("finished"),
+            Event::Refused(error) if error.code == ErrorCode::TooLarge => record.end = Some("too large"),
             Event::Refused(_) => record.end = Some("refused"),
             Event::Expired | Event::Failed(_) => prop_assert!(false, "{event:?}"),
             Event::Admitted { .. } | Event::Preempted => {}
@@ -121,11 +136,26 @@ fn note(records: &mut HashMap<SeqId, Record>, events: &mut Events) -> Result<(),
     Ok(())
 }
 
+/// Size of the message that carries a plan, its head as long as it can be.
+fn encoded_bytes(plan: &Plan) -> usize {
+    let whole = StepPlan {
+        scheduler: ActorId::new("s".repeat(128)).unwrap(),
+        session: u64::MAX,
+        step: u64::MAX,
+        release: plan.release.clone(),
+        copies: plan.copies.clone(),
+        open: plan.open.clone(),
+        work: plan.work.clone(),
+    };
+    postcard::to_stdvec(&whole).unwrap().len()
+}
+
 fn live(world: &World) -> Result<(), TestCaseError> {
     let limits = Limits {
         step_tokens: world.step_tokens,
         run_ahead: world.run_ahead,
         prefix_cache: world.cache,
+        plan_bytes: world.plan_bytes,
         ageing: Duration::from_millis(200),
         ..Limits::default()
     };
@@ -158,6 +188,7 @@ fn live(world: &World) -> Result<(), TestCaseError> {
         }
         while let Some(plan) = planner.plan(now, &mut events) {
             prop_assert_eq!(planner.check(), Ok(()));
+            prop_assert!(encoded_bytes(&plan) <= world.plan_bytes);
             engine.send(plan);
         }
         if let Some((tokens, busy)) = engine.step() {
@@ -179,6 +210,10 @@ fn live(world: &World) -> Result<(), TestCaseError> {
         let expected: Vec<u32> = (0..length).map(|n| drawn(&job, n, None)).collect();
         if cancelled.contains(&index) {
             prop_assert!(record.end.is_none() && expected.starts_with(&record.answer));
+        } else if record.end == Some("too large") {
+            // 512 bytes and 19 for each token at most, beside the rest of a plan.
+            let tokens = arrival.prompt + arrival.max_tokens as usize;
+            prop_assert!(512 + 19 * tokens + 1_000 > world.plan_bytes && record.answer.is_empty());
         } else if record.end == Some("refused") {
             let most = (arrival.prompt + arrival.max_tokens as usize - 1).div_ceil(4);
             prop_assert!(most > world.blocks as usize && record.answer.is_empty());

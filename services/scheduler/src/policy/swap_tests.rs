@@ -44,10 +44,10 @@ fn pages_go_to_leading_blocks_and_come_back() {
     swap.evicted(BlockId(8), &b[1]);
     swap.evicted(BlockId(9), &b[0]);
     swap.evicted(BlockId(6), &a[1]);
-    assert_eq!(swap.take_copies(), [
-        BlockCopy::Out { block: BlockId(7), page: 0 },
-        BlockCopy::Out { block: BlockId(9), page: 1 },
-    ]);
+    assert_eq!(
+        swap.take_copies(),
+        [BlockCopy::Out { block: BlockId(7), page: 0 }, BlockCopy::Out { block: BlockId(9), page: 1 },]
+    );
     assert!(swap.restore(&a[1], BlockId(3)) && !swap.restore(&a[0], BlockId(4)));
     assert_eq!(swap.take_copies(), [BlockCopy::In { page: 0, block: BlockId(3) }]);
     swap.release(&a);
