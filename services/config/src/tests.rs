@@ -122,6 +122,15 @@ fn values_that_contradict_each_other_are_refused() {
         ("[scheduler]\nstep_tokens = 63", "[scheduler] max_sequences: must not exceed"),
         ("[executor]\nslots = 2049", "[executor] slots: must not exceed"),
         ("[executor]\nkv_bytes = \"1MiB\"\nblock_tokens = 1024", "[executor] kv_bytes: cannot hold"),
+        (
+            "[scheduler]\nwatermark_blocks = 32768",
+            "[scheduler] watermark_blocks: must be below the pool's blocks, 32768",
+        ),
+        (
+            "[nats]\nmax_payload = \"128KiB\"\n[streams]\njob_max_bytes = \"64KiB\"\n\
+             [scheduler]\nstep_tokens = 4096\nmax_sequences = 4096",
+            "[scheduler] max_sequences: with step_tokens may need plans of",
+        ),
         ("[[models]]\nname = \"a\"\n[[models]]\nname = \"a\"\ndefault = false", "[models] name: \"a\" is used twice"),
         ("[[models]]\nname = \"a\"\n[[models]]\nname = \"b\"", "[models] default: is true for more than one"),
         ("[preprocess]\nfile_roots = [\"media\"]", "[preprocess] file_roots: must hold absolute"),

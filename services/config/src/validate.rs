@@ -23,6 +23,10 @@ const MOST_WEIGHT: u32 = 1_000;
 const DAY: Duration = Duration::from_secs(86_400);
 /// Keys and values of one token in a very small model: two layers of one 64-wide head in bf16, and their float32 twin.
 const LEAST_KV_BYTES_PER_TOKEN: u64 = 1_024;
+/// What a plan weighs at most: its head and one newcomer, each running sequence, each new block.
+const PLAN_HEAD_BYTES: u64 = 4_096;
+const PLAN_BYTES_PER_SEQUENCE: u64 = 40;
+const PLAN_BYTES_PER_BLOCK: u64 = 16;
 /// Sizes a stream can have.
 const STREAM_BYTES: RangeInclusive<u64> = 64 << 10..=1 << 50;
 /// Room for headers and subject beside a job's document in one message.
@@ -389,10 +393,23 @@ fn contradictions(config: &Config, problems: &mut Problems) {
     if scheduler.max_sequences > scheduler.step_tokens {
         problems.add("max_sequences", "must not exceed step_tokens: every running sequence takes a token of each step");
     }
+    let plan_bytes = PLAN_HEAD_BYTES
+        + PLAN_BYTES_PER_SEQUENCE * u64::from(scheduler.max_sequences)
+        + PLAN_BYTES_PER_BLOCK * u64::from(scheduler.step_tokens / executor.block_tokens.max(1));
+    if plan_bytes > nats.max_payload_bytes && !matches!(nats.url, NatsUrl::Url(_)) {
+        problems.add(
+            "max_sequences",
+            format!("with step_tokens may need plans of {plan_bytes} bytes, more than [nats] max_payload"),
+        );
+    }
     problems.table = "executor";
     let pool_blocks = executor.kv_bytes / (u64::from(executor.block_tokens) * LEAST_KV_BYTES_PER_TOKEN).max(1);
     if pool_blocks < 2 {
         problems.add("kv_bytes", "cannot hold two blocks of block_tokens tokens of even the smallest model");
+    } else if u64::from(scheduler.watermark_blocks) >= pool_blocks {
+        problems.table = "scheduler";
+        problems.add("watermark_blocks", format!("must be below the pool's blocks, {pool_blocks} at most by kv_bytes"));
+        problems.table = "executor";
     }
     if executor.slots > executor.step_tokens {
         problems.add("slots", "must not exceed step_tokens: every running sequence takes a token of each step");

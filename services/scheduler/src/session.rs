@@ -23,6 +23,8 @@ struct Seen {
     blocks: u32,
     attached_to: Option<ActorId>,
     asked_at: Option<Duration>,
+    /// Requests since its last answer, and one if a session with it was lost: others are asked first.
+    in_vain: u32,
 }
 
 /// A plan that was sent this long before the executor said what it has is lost if it is not among that.
@@ -74,8 +76,10 @@ pub struct Executors {
 impl Executors {
     /// Notes a sign of life.
     pub fn observe(&mut self, beacon: &ExecutorBeacon, now: Duration) {
-        let asked_at = self.seen.get(&beacon.executor).and_then(|seen| seen.asked_at);
-        let seen = Seen { at: now, blocks: beacon.spec.blocks, attached_to: beacon.attached_to.clone(), asked_at };
+        let before = self.seen.get(&beacon.executor);
+        let (asked_at, in_vain) = before.map_or((None, 0), |seen| (seen.asked_at, seen.in_vain));
+        let attached_to = beacon.attached_to.clone();
+        let seen = Seen { at: now, blocks: beacon.spec.blocks, attached_to, asked_at, in_vain };
         self.seen.insert(beacon.executor.clone(), seen);
     }
 
@@ -92,10 +96,19 @@ impl Executors {
                 && seen.asked_at.is_none_or(|at| now.saturating_sub(at) >= ASK_AGAIN_AFTER)
         };
         let best = self.seen.iter_mut().filter(|(_, seen)| askable(seen));
-        let (executor, seen) = best.max_by(|(a, x), (b, y)| (x.blocks, *b).cmp(&(y.blocks, *a)))?;
+        let (executor, seen) =
+            best.max_by(|(a, x), (b, y)| (y.in_vain, x.blocks, *b).cmp(&(x.in_vain, y.blocks, *a)))?;
         seen.asked_at = Some(now);
+        seen.in_vain += 1;
         self.asking = Some(executor.clone());
         self.asking.clone()
+    }
+
+    /// The executor answered a request.
+    pub fn replied(&mut self, executor: &ActorId) {
+        if let Some(seen) = self.seen.get_mut(executor) {
+            seen.in_vain = 0;
+        }
     }
 
     /// The executor said that another scheduler holds it.
@@ -125,7 +138,7 @@ impl Executors {
         let lost = self.attached.take()?;
         // It may be asked again at once: a broken session says nothing against the executor.
         if let Some(seen) = self.seen.get_mut(&lost.executor) {
-            (seen.asked_at, seen.attached_to) = (None, None);
+            (seen.asked_at, seen.attached_to, seen.in_vain) = (None, None, 1);
         }
         Some(lost)
     }
@@ -269,6 +282,24 @@ mod tests {
         executors.observe(&beacon("small", 10, None), ms(400));
         assert_eq!(executors.ask(&id("me"), ms(400)), Some(id("small")));
         assert_eq!(executors.living(ms(1_600)), 1);
+    }
+
+    #[test]
+    fn one_that_does_not_answer_comes_last() {
+        let mut executors = Executors::default();
+        let mut asked = |executors: &mut Executors, at: u64| {
+            for (name, blocks) in [("deaf", 30), ("small", 10)] {
+                executors.observe(&beacon(name, blocks, None), ms(at));
+            }
+            executors.asking = None;
+            executors.ask(&id("me"), ms(at)).unwrap().to_string()
+        };
+        assert_eq!(asked(&mut executors, 0), "deaf");
+        assert_eq!(asked(&mut executors, 1_000), "small", "the other one has not answered");
+        executors.replied(&id("small"));
+        assert_eq!(asked(&mut executors, 2_000), "small");
+        executors.replied(&id("deaf"));
+        assert_eq!(asked(&mut executors, 3_000), "deaf");
     }
 
     #[test]

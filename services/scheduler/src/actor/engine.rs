@@ -70,6 +70,9 @@ impl SchedulerActor {
             return;
         }
         self.executors.asking = None;
+        if reply.is_ok() {
+            self.executors.replied(&executor);
+        }
         match reply {
             Ok(AttachReply::Attached { session, spec, costs, .. }) if spec.model == self.model => {
                 tracing::info!(%executor, session, device = %spec.device, "executor attached");

@@ -62,7 +62,9 @@ fn nobody_waits_for_a_lower_level_another_tenant_or_what_is_not_planned() {
     }
     // Without a prefix cache nothing is found, so nothing is waited for.
     let mut planner = planner(64, 4, Limits { prefix_cache: false, ..limits(64) });
-    ["a", "b"].map(|name| submit(&mut planner, job(name, 0..20, 6)));
+    for name in ["a", "b"] {
+        submit(&mut planner, job(name, 0..20, 6));
+    }
     assert_eq!(opened(&plan(&mut planner)).len(), 2);
 }
 
