@@ -25,8 +25,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 const LEAST_KV_BYTES_PER_TOKEN: u64 = 1_024;
 /// What a plan weighs at most: its head and one newcomer, each running sequence, each new block.
 const PLAN_HEAD_BYTES: u64 = 4_096;
-const PLAN_BYTES_PER_SEQUENCE: u64 = 40;
-const PLAN_BYTES_PER_BLOCK: u64 = 16;
+const PLAN_BYTES_PER_SEQUENCE: u64 = 51;
+const PLAN_BYTES_PER_BLOCK: u64 = 27;
 /// Sizes a stream can have.
 const STREAM_BYTES: RangeInclusive<u64> = 64 << 10..=1 << 50;
 /// Room for headers and subject beside a job's document in one message.

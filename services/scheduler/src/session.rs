@@ -287,7 +287,7 @@ mod tests {
     #[test]
     fn one_that_does_not_answer_comes_last() {
         let mut executors = Executors::default();
-        let mut asked = |executors: &mut Executors, at: u64| {
+        let asked = |executors: &mut Executors, at: u64| {
             for (name, blocks) in [("deaf", 30), ("small", 10)] {
                 executors.observe(&beacon(name, blocks, None), ms(at));
             }

@@ -98,6 +98,10 @@ impl Planner {
             }
             tables.extend(&part.table);
         }
+        let idle = engine.under_way.owners().find(|id| self.arena.get(*id).is_none_or(|s| s.running().is_none()));
+        if let Some(id) = idle {
+            return wrong(format!("{id:?} is waited for, but does not run"));
+        }
         let waiting = self.arena.iter().filter(|(_, sequence)| sequence.running().is_none());
         engine.swap.check(waiting.flat_map(|(_, sequence)| &sequence.chain.hashes()[..sequence.promised]))?;
         engine.pool.check(tables)

@@ -29,6 +29,11 @@ impl UnderWay {
         }
     }
 
+    /// Everybody who computes something.
+    pub fn owners(&self) -> impl Iterator<Item = SeqId> {
+        self.0.values().copied()
+    }
+
     /// Who computes this block.
     pub fn owner(&self, hash: &BlockHash) -> Option<SeqId> {
         self.0.get(hash).copied()

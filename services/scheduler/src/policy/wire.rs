@@ -10,8 +10,8 @@ use super::sequence::Sequence;
 const HEAD_BYTES: usize = 256;
 /// One sequence's work without new blocks, and its release: slot, count, flag, length.
 const WORK_BYTES: usize = 24;
-/// One new block in a table, and the copy that may go with it.
-const BLOCK_BYTES: usize = 16;
+/// One new block in a table, what it held copied out, what it will hold copied in.
+const BLOCK_BYTES: usize = 27;
 /// A newcomer without tokens, blocks, media and biases: ids and how tokens are drawn.
 const OPEN_BYTES: usize = 512;
 /// One media item: a reference with its node, shape and hash.
