@@ -54,7 +54,7 @@ fn dependency_edges_are_the_documented_ones() {
     assert_eq!(users("millrace-kernels"), ["millrace-executor"]);
     assert_eq!(users("candle-core"), ["millrace-executor", "millrace-kernels"]);
     let protocol: Vec<&str> = edges["millrace-protocol"].iter().map(String::as_str).collect();
-    assert_eq!(protocol, ["postcard", "schemars", "serde", "serde_json", "thiserror"]);
+    assert_eq!(protocol, ["blake3", "postcard", "schemars", "serde", "serde_json", "thiserror"]);
     let no_models = ["millrace-executor", "millrace-preprocess", "millrace-scheduler"];
     for package in ["millrace-bus", "millrace-runtime", "millrace-pager", "millrace-config", "millrace-telemetry"] {
         for actor in no_models {

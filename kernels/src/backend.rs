@@ -241,6 +241,24 @@ pub trait Backend: Send + Sync + Sized {
         kv_heads: usize,
         head_dim: usize,
     ) -> Result<Self::KvCache, KernelError>;
+    /// Bytes of one block of a pool as [`Self::read_kv_block`] copies it; 0: this backend does not copy blocks.
+    fn kv_block_bytes(&self, _cache: &Self::KvCache) -> usize {
+        0
+    }
+    /// Copies one block to host memory, `out` of [`Self::kv_block_bytes`] bytes, bit by bit in the pool's own layout.
+    fn read_kv_block(&self, _cache: &Self::KvCache, block: u32, _out: &mut [u8]) -> Result<(), KernelError> {
+        Err(KernelError::Shape {
+            op: "read_kv_block",
+            what: format!("block {block}: this backend does not copy blocks"),
+        })
+    }
+    /// Copies one block back from what [`Self::read_kv_block`] gave.
+    fn write_kv_block(&self, _cache: &mut Self::KvCache, block: u32, _bytes: &[u8]) -> Result<(), KernelError> {
+        Err(KernelError::Shape {
+            op: "write_kv_block",
+            what: format!("block {block}: this backend does not copy blocks"),
+        })
+    }
 
     /// Rows of `table [V, H]` at `ids` -> [T, H]. Ids out of range are an error.
     fn embed(&self, table: &Self::Tensor, ids: &Self::Indices) -> Result<Self::Tensor, KernelError>;

@@ -171,6 +171,18 @@ impl Backend for CpuBackend {
         typed!(self, CpuKvCache::new("kv_cache", blocks, block_tokens, kv_heads, head_dim))
     }
 
+    fn kv_block_bytes(&self, cache: &CpuKvCache) -> usize {
+        cache.block_bytes()
+    }
+
+    fn read_kv_block(&self, cache: &CpuKvCache, block: u32, out: &mut [u8]) -> Result<(), KernelError> {
+        cache.read_block(block as usize, out)
+    }
+
+    fn write_kv_block(&self, cache: &mut CpuKvCache, block: u32, bytes: &[u8]) -> Result<(), KernelError> {
+        cache.write_block(block as usize, bytes)
+    }
+
     fn embed(&self, table: &Tensor, ids: &Vec<u32>) -> Result<Tensor, KernelError> {
         typed!(self, rows::gather("embed", table, ids))
     }

@@ -207,6 +207,55 @@ impl CpuKvCache {
         self.layout.value_dim
     }
 
+    /// Words of one block's keys and of its values.
+    fn block_words(&self) -> (usize, usize) {
+        (self.layout.kv_heads * self.layout.key_page_words(), self.layout.kv_heads * self.layout.value_page_words())
+    }
+
+    /// Bytes of one block, keys and values, padding included.
+    pub fn block_bytes(&self) -> usize {
+        let (keys, values) = self.block_words();
+        (keys + values) * size_of::<u32>()
+    }
+
+    fn expect_block(&self, op: &'static str, block: usize, bytes: usize) -> Result<(), KernelError> {
+        if block >= self.blocks {
+            return Err(KernelError::Index { op, index: block as u64, limit: self.blocks as u64 });
+        }
+        if bytes != self.block_bytes() {
+            return Err(shape_error(op, format!("{bytes} bytes for a block of {}", self.block_bytes())));
+        }
+        Ok(())
+    }
+
+    /// Copies a block out, keys then values, words in little-endian order.
+    ///
+    /// # Errors
+    /// No such block, or not [`Self::block_bytes`] bytes.
+    pub fn read_block(&self, block: usize, out: &mut [u8]) -> Result<(), KernelError> {
+        self.expect_block("read_kv_block", block, out.len())?;
+        let (keys, values) = self.block_words();
+        let words = self.keys[block * keys..][..keys].iter().chain(&self.values[block * values..][..values]);
+        for (bytes, word) in out.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+            *bytes = word.to_le_bytes();
+        }
+        Ok(())
+    }
+
+    /// Copies back what [`Self::read_block`] gave.
+    ///
+    /// # Errors
+    /// As [`Self::read_block`].
+    pub fn write_block(&mut self, block: usize, bytes: &[u8]) -> Result<(), KernelError> {
+        self.expect_block("write_kv_block", block, bytes.len())?;
+        let (keys, values) = self.block_words();
+        let words = self.keys[block * keys..][..keys].iter_mut().chain(&mut self.values[block * values..][..values]);
+        for (word, bytes) in words.zip(bytes.as_chunks::<4>().0) {
+            *word = u32::from_le_bytes(*bytes);
+        }
+        Ok(())
+    }
+
     /// Errors unless the pool was made for elements of type `E`.
     pub(crate) fn expect_element<E: Element>(&self, op: &'static str) -> Result<(), KernelError> {
         if self.layout.per_word == E::PER_WORD {

@@ -1,6 +1,8 @@
 //! Faults: processes are killed (SIGKILL) while jobs run; every job still ends exactly once with the text of an
 //! uninterrupted run, and what was shown before the fault stays.
 
+mod pairs;
+
 use anyhow::{Context, Result};
 use millrace_protocol::{Chunk, JobId, JobRequest, OutputChunk, Sampling, Status};
 use millrace_tests::cluster::Cluster;

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Tensor, TensorId};
-use millrace_kernels::{Backend, CpuBackend, CpuKvCache, CpuRouting, Draw, PatchPage, Staged, StepInputs};
+use millrace_kernels::{Backend, CpuBackend, CpuKvCache, CpuRouting, Draw, Forward, PatchPage, Staged, StepInputs};
 use millrace_kernels::{GeluKind, KernelError, Ragged, RopeTable, Segments, SigmoidChoice};
 
 /// One call.
@@ -116,6 +116,7 @@ impl Backend for Recorder {
         fn swiglu(&self, gate_up: &Tensor) -> Done<Tensor>;
         fn gelu(&self, x: &Tensor, kind: GeluKind) -> Done<Tensor>;
         fn indices(&self, values: Vec<u32>) -> Done<Indices>;
+        fn recorded_batches(&self, most: usize) -> Vec<usize>;
         fn logits_to_host(&self, logits: &Logits) -> Done<Vec<f32>>;
         fn draw(&self, logits: &Logits, draws: &[Draw]) -> Done<Option<Vec<Option<u32>>>>;
         fn frequencies(&self, inverse: &[f32], axes: &[u32], positions: usize) -> Done<Frequencies>;
@@ -131,11 +132,7 @@ impl Backend for Recorder {
         fn moe_experts(&self, x: &Tensor, gate_up: &Tensor, down: &Tensor, routing: &CpuRouting) -> Done<Tensor>;
     }
 
-    fn step<E: From<KernelError>>(
-        &self,
-        inputs: StepInputs,
-        forward: &mut dyn FnMut(&Staged<Self>) -> Result<Tensor, E>,
-    ) -> Result<Logits, E> {
+    fn step<E: From<KernelError>>(&self, inputs: StepInputs, forward: &mut Forward<'_, Self, E>) -> Result<Logits, E> {
         self.inner.step(inputs, &mut |staged: &Staged<CpuBackend>| {
             let (ids, positions) = (staged.ids.clone(), staged.positions.clone());
             forward(&Staged { ids, positions, batch: staged.batch.clone(), logit_rows: staged.logit_rows.clone() })

@@ -215,7 +215,7 @@ pub fn work(slot: u32, count: u32, sample: bool, blocks: &[u32]) -> SlotWork {
 /// A plan.
 pub fn plan(step: u64, release: &[u32], open: Vec<OpenSlot>, work: Vec<SlotWork>) -> Result<StepPlan> {
     let release = release.iter().map(|slot| SlotId(*slot)).collect();
-    Ok(StepPlan { scheduler: ActorId::new("floor")?, session: 1, step, release, open, work })
+    Ok(StepPlan { scheduler: ActorId::new("floor")?, session: 1, step, release, open, copies: Vec::new(), work })
 }
 
 /// Where spilled pages of this test go.

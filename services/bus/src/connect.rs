@@ -129,6 +129,7 @@ impl Bus {
         if let Err(error) = flush.await {
             tracing::warn!(%error, "what was buffered for NATS may be lost");
         }
+        self.inner.events.closing();
         let drain = self.within("drain", self.inner.request_timeout, async {
             self.inner.client.drain().await.map_err(|_| BusError::Closed)
         });

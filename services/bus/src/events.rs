@@ -12,6 +12,7 @@ pub struct BusEvents {
 #[derive(Debug, Default)]
 struct Counters {
     connected: AtomicBool,
+    closing: AtomicBool,
     connects: AtomicU64,
     disconnects: AtomicU64,
     slow_consumers: AtomicU64,
@@ -68,6 +69,11 @@ impl BusEvents {
         self.inner.orphans.load(Ordering::Relaxed)
     }
 
+    /// The connection is being closed on purpose: its end is no fault.
+    pub(crate) fn closing(&self) {
+        self.inner.closing.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn observe(&self, event: &async_nats::Event) {
         use async_nats::Event;
         let counters = &self.inner;
@@ -78,8 +84,12 @@ impl BusEvents {
             }
             Event::Disconnected => {
                 counters.connected.store(false, Ordering::Relaxed);
-                counters.disconnects.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!("connection to NATS lost");
+                if counters.closing.load(Ordering::Relaxed) {
+                    tracing::debug!("connection to NATS closed");
+                } else {
+                    counters.disconnects.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!("connection to NATS lost");
+                }
             }
             Event::SlowConsumer(subscription) => {
                 counters.slow_consumers.fetch_add(1, Ordering::Relaxed);
@@ -112,5 +122,22 @@ impl BusEvents {
 
     pub(crate) fn count_orphan(&self) {
         self.inner.orphans.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_closed_on_purpose_is_not_lost() {
+        let events = BusEvents::default();
+        events.observe(&async_nats::Event::Connected);
+        events.observe(&async_nats::Event::Disconnected);
+        assert_eq!((events.is_connected(), events.disconnects()), (false, 1));
+        events.observe(&async_nats::Event::Connected);
+        events.closing();
+        events.observe(&async_nats::Event::Disconnected);
+        assert_eq!((events.is_connected(), events.disconnects(), events.reconnects()), (false, 1, 1));
     }
 }

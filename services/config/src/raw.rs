@@ -126,6 +126,9 @@ table! {
         default_max_tokens: u32 = 512_u32,
         watermark_blocks: u32 = 4_u32,
         prefix_cache: bool = true,
+        ageing: String = "10s",
+        tenant_weights: Vec<String> = Vec::<String>::new(),
+        step_timeout: String = "60s",
         coalesce: String = "200ms",
     }
 }
@@ -140,6 +143,7 @@ table! {
         slots: u32 = 64_u32,
         step_tokens: u32 = 2_048_u32,
         step_patches: u32 = 16_384_u32,
+        swap_bytes: String = "256MiB",
         threads: u32 = 0_u32,
     }
 }

@@ -1,5 +1,6 @@
 //! The validated configuration: plain values with units resolved. Reading and checking is elsewhere.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -221,6 +222,12 @@ pub struct Scheduler {
     pub watermark_blocks: u32,
     /// Whether equal prompt prefixes share blocks.
     pub prefix_cache: bool,
+    /// Waiting time that raises a job by one priority; zero: never.
+    pub ageing: Duration,
+    /// Shares of tenants whose share is not 1.
+    pub tenant_weights: BTreeMap<String, u32>,
+    /// Longest wait for the output of a step whose plan the executor has confirmed.
+    pub step_timeout: Duration,
     /// Least time between two chunks of a job outside the interactive class.
     pub coalesce: Duration,
 }
@@ -283,6 +290,8 @@ pub struct Executor {
     pub step_tokens: u32,
     /// Most vision patches of one step.
     pub step_patches: u32,
+    /// Host memory for KV blocks that left the pool; 0: none.
+    pub swap_bytes: u64,
     /// CPU threads; 0: one per core.
     pub threads: usize,
 }

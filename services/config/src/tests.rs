@@ -122,6 +122,15 @@ fn values_that_contradict_each_other_are_refused() {
         ("[scheduler]\nstep_tokens = 63", "[scheduler] max_sequences: must not exceed"),
         ("[executor]\nslots = 2049", "[executor] slots: must not exceed"),
         ("[executor]\nkv_bytes = \"1MiB\"\nblock_tokens = 1024", "[executor] kv_bytes: cannot hold"),
+        (
+            "[scheduler]\nwatermark_blocks = 32768",
+            "[scheduler] watermark_blocks: must be below the pool's blocks, 32768",
+        ),
+        (
+            "[nats]\nmax_payload = \"128KiB\"\n[streams]\njob_max_bytes = \"64KiB\"\n\
+             [scheduler]\nstep_tokens = 4096\nmax_sequences = 4096",
+            "[scheduler] max_sequences: with step_tokens may need plans of",
+        ),
         ("[[models]]\nname = \"a\"\n[[models]]\nname = \"a\"\ndefault = false", "[models] name: \"a\" is used twice"),
         ("[[models]]\nname = \"a\"\n[[models]]\nname = \"b\"", "[models] default: is true for more than one"),
         ("[preprocess]\nfile_roots = [\"media\"]", "[preprocess] file_roots: must hold absolute"),
@@ -139,6 +148,19 @@ fn units_are_resolved() {
     assert_eq!((config.pager.ram_bytes, config.pager.lease), (3 << 30, Duration::from_secs(120)));
     assert_eq!(config.executor.device, DeviceChoice::Cuda(3));
     assert_eq!(config.nats.url, NatsUrl::Url("nats://h:1".into()));
+}
+
+#[test]
+fn tenant_weights_are_read_from_the_last_equals_sign() {
+    let text = "[scheduler]\ntenant_weights = [\"gold=4\", \"a=b=2\"]\nageing = \"0s\"";
+    let scheduler = Config::parse(text, &none()).unwrap().scheduler;
+    let weights: Vec<_> = scheduler.tenant_weights.iter().map(|(tenant, weight)| (tenant.as_str(), *weight)).collect();
+    assert_eq!(weights, [("a=b", 2), ("gold", 4)]);
+    assert_eq!(scheduler.ageing, Duration::ZERO);
+    for (bad, says) in [("gold", "weight"), ("gold=0", "weight"), ("gold=1001", "weight"), ("g=1\", \"g=2", "twice")] {
+        let found = problems(&format!("[scheduler]\ntenant_weights = [\"{bad}\"]"));
+        assert!(found.len() == 1 && found[0].contains("tenant_weights") && found[0].contains(says), "{bad}: {found:?}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Raw to validated, table by table, by exhaustive destructuring: a new key does not compile until it is handled.
 //! Collects every problem before it gives up.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,9 +18,15 @@ use crate::sections::{
 use crate::{raw, units};
 
 const SECOND: Duration = Duration::from_secs(1);
+/// Largest share of a tenant, against 1 for one that is not named.
+const MOST_WEIGHT: u32 = 1_000;
 const DAY: Duration = Duration::from_secs(86_400);
 /// Keys and values of one token in a very small model: two layers of one 64-wide head in bf16, and their float32 twin.
 const LEAST_KV_BYTES_PER_TOKEN: u64 = 1_024;
+/// What a plan weighs at most: its head and one newcomer, each running sequence, each new block.
+const PLAN_HEAD_BYTES: u64 = 4_096;
+const PLAN_BYTES_PER_SEQUENCE: u64 = 51;
+const PLAN_BYTES_PER_BLOCK: u64 = 27;
 /// Sizes a stream can have.
 const STREAM_BYTES: RangeInclusive<u64> = 64 << 10..=1 << 50;
 /// Room for headers and subject beside a job's document in one message.
@@ -275,6 +281,9 @@ fn scheduler(raw: raw::Scheduler, problems: &mut Problems) -> Scheduler {
         default_max_tokens,
         watermark_blocks,
         prefix_cache,
+        ageing,
+        tenant_weights,
+        step_timeout,
         coalesce,
     } = raw;
     problems.table = "scheduler";
@@ -286,12 +295,30 @@ fn scheduler(raw: raw::Scheduler, problems: &mut Problems) -> Scheduler {
         default_max_tokens: problems.number("default_max_tokens", default_max_tokens, 1..=1 << 24),
         watermark_blocks: problems.number("watermark_blocks", watermark_blocks, 0..=1 << 20),
         prefix_cache,
+        ageing: problems.duration("ageing", &ageing, Duration::ZERO..=SECOND * 86_400),
+        tenant_weights: problems.take("tenant_weights", self::tenant_weights(&tenant_weights), BTreeMap::new()),
+        step_timeout: problems.duration("step_timeout", &step_timeout, SECOND..=SECOND * 3_600),
         coalesce: problems.duration("coalesce", &coalesce, Duration::ZERO..=SECOND * 60),
     }
 }
 
+/// `NAME=WEIGHT` each: the last `=` separates, since names of tenants are free.
+fn tenant_weights(pairs: &[String]) -> Result<BTreeMap<String, u32>, String> {
+    let mut weights = BTreeMap::new();
+    for pair in pairs {
+        let form = || format!("must hold \"TENANT=WEIGHT\" with a weight of 1 to {MOST_WEIGHT}, not \"{pair}\"");
+        let (tenant, weight) = pair.rsplit_once('=').ok_or_else(form)?;
+        let weight = weight.parse().ok().filter(|weight| (1..=MOST_WEIGHT).contains(weight)).ok_or_else(form)?;
+        if weights.insert(tenant.to_owned(), weight).is_some() {
+            return Err(format!("names tenant \"{tenant}\" twice"));
+        }
+    }
+    Ok(weights)
+}
+
 fn executor(raw: raw::Executor, environment: &Environment, problems: &mut Problems) -> Executor {
-    let raw::Executor { device, dtype, kv_bytes, block_tokens, slots, step_tokens, step_patches, threads } = raw;
+    let raw::Executor { device, dtype, kv_bytes, block_tokens, slots, step_tokens, step_patches, swap_bytes, threads } =
+        raw;
     problems.table = "executor";
     let device = environment.device.clone().unwrap_or(device);
     let dtypes = [("auto", Dtype::Auto), ("bf16", Dtype::Bf16), ("f32", Dtype::F32)];
@@ -303,6 +330,7 @@ fn executor(raw: raw::Executor, environment: &Environment, problems: &mut Proble
         slots: problems.number("slots", slots, 1..=1 << 16),
         step_tokens: problems.number("step_tokens", step_tokens, 1..=1 << 20),
         step_patches: problems.number("step_patches", step_patches, 4..=1 << 24),
+        swap_bytes: problems.bytes("swap_bytes", &swap_bytes, 0..=1 << 50),
         threads: count(problems.number("threads", threads, 0..=1_024)),
     }
 }
@@ -352,10 +380,24 @@ fn contradictions(config: &Config, problems: &mut Problems) {
     if scheduler.max_sequences > scheduler.step_tokens {
         problems.add("max_sequences", "must not exceed step_tokens: every running sequence takes a token of each step");
     }
+    let plan_bytes = PLAN_HEAD_BYTES
+        + PLAN_BYTES_PER_SEQUENCE * u64::from(scheduler.max_sequences)
+        + PLAN_BYTES_PER_BLOCK * u64::from(scheduler.step_tokens / executor.block_tokens.max(1));
+    if plan_bytes > nats.max_payload_bytes && !matches!(nats.url, NatsUrl::Url(_)) {
+        problems.add(
+            "max_sequences",
+            format!("with step_tokens may need plans of {plan_bytes} bytes, more than [nats] max_payload"),
+        );
+    }
     problems.table = "executor";
     let block_bytes = (u64::from(executor.block_tokens) * LEAST_KV_BYTES_PER_TOKEN).max(1);
-    if executor.kv_bytes.is_some_and(|bytes| bytes / block_bytes < 2) {
+    let most_blocks = executor.kv_bytes.map(|bytes| bytes / block_bytes);
+    if most_blocks.is_some_and(|blocks| blocks < 2) {
         problems.add("kv_bytes", "cannot hold two blocks of block_tokens tokens of even the smallest model");
+    } else if let Some(blocks) = most_blocks.filter(|blocks| u64::from(scheduler.watermark_blocks) >= *blocks) {
+        problems.table = "scheduler";
+        problems.add("watermark_blocks", format!("must be below the pool's blocks, {blocks} at most by kv_bytes"));
+        problems.table = "executor";
     }
     if executor.slots > executor.step_tokens {
         problems.add("slots", "must not exceed step_tokens: every running sequence takes a token of each step");

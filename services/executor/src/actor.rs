@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use millrace_bus::{Bus, BusError, Incoming};
 use millrace_pager::PageStore;
-use millrace_protocol::engine::{Attach, AttachReply, BEACON_EVERY_MS, EngineSpec, ExecutorBeacon};
+use millrace_protocol::engine::{Attach, AttachReply, BEACON_EVERY_MS, EngineCosts, EngineSpec, ExecutorBeacon};
 use millrace_protocol::plan::StepPlan;
 use millrace_protocol::step::StepOutput;
 use millrace_protocol::{ActorId, PageRef, SlotId};
@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::device::{Device, DeviceEvent, HandOffError};
 use crate::engine::StepEngine;
+use crate::measure::measure;
 use crate::metrics::ExecutorMetrics;
 use crate::pages::PageReader;
 use crate::session::{Granted, Session, Verdict};
@@ -41,6 +42,8 @@ pub struct ExecutorParts {
     pub id: ActorId,
     /// The engine, loaded.
     pub engine: Box<dyn StepEngine>,
+    /// Host memory for KV blocks that leave the pool, in bytes.
+    pub swap_bytes: u64,
     /// Connection.
     pub bus: Bus,
     /// Pager of the same process, if it has one.
@@ -70,6 +73,8 @@ pub struct ExecutorActor {
     /// Pages of each open slot, to stop transfers when it closes.
     pages: HashMap<SlotId, Vec<PageRef>>,
     steps: u64,
+    costs: EngineCosts,
+    reconnects: u64,
 }
 
 /// State for tests and the admin page.
@@ -97,8 +102,17 @@ impl ExecutorActor {
     /// # Errors
     /// If NATS or the system refuses.
     pub async fn start(parts: ExecutorParts) -> Result<Addr<Self>, StartError> {
-        let ExecutorParts { id, engine, bus, pages, clock, health, metrics, fatal } = parts;
+        let ExecutorParts { id, mut engine, swap_bytes, bus, pages, clock, health, metrics, fatal } = parts;
         let spec = engine.spec();
+        let measured = clock.clone();
+        let (engine, costs) = tokio::task::spawn_blocking(move || {
+            let host_blocks = engine.keep_host_blocks(swap_bytes);
+            let costs = measure(engine.as_mut(), host_blocks, &measured);
+            (engine, costs)
+        })
+        .await
+        .map_err(|ended| StartError::Measure(ended.to_string()))?;
+        tracing::info!(?costs, "engine measured");
         let subjects = bus.subjects().clone();
         let attach = bus.subscribe(&subjects.attach(&id), SUBSCRIPTION_DEPTH, None).await?;
         let plans = bus.subscribe(&subjects.plan(&id), SUBSCRIPTION_DEPTH, None).await?;
@@ -107,6 +121,7 @@ impl ExecutorActor {
         let (sender, events) = mpsc::channel(HAND_OFF_DEPTH);
         let device = Device::start(engine, Box::new(reader.clone()), HAND_OFF_DEPTH, clock.clone(), sender)?;
         let session = Session::new(clock.unix_ms());
+        let reconnects = bus.events().reconnects();
         health.set_not_ready(CONDITION, "the actor has not started");
         Ok(Self::create(move |ctx| {
             ctx.add_stream(attach.into_stream().map(AttachRequest));
@@ -127,6 +142,8 @@ impl ExecutorActor {
                 session,
                 pages: HashMap::new(),
                 steps: 0,
+                costs,
+                reconnects,
             }
         }))
     }
@@ -144,6 +161,13 @@ impl ExecutorActor {
 
     fn beacon(&mut self, ctx: &mut Context<Self>) {
         self.session.expire(self.clock.now());
+        let reconnects = self.bus.events().reconnects();
+        if std::mem::replace(&mut self.reconnects, reconnects) != reconnects && self.session.holder().is_some() {
+            // Plans may be lost; the holder hears of it when it renews, and begins anew.
+            tracing::warn!("the connection to NATS was interrupted: session ended");
+            self.metrics.broken_sessions.inc();
+            self.session.end();
+        }
         let beacon = ExecutorBeacon {
             executor: self.id.clone(),
             spec: self.spec.clone(),
@@ -192,7 +216,8 @@ impl ExecutorActor {
         }
         let open = i64::try_from(self.pages.len()).unwrap_or(i64::MAX);
         self.metrics.open_slots.with_label_values(&[self.spec.model.as_str()]).set(open);
-        let refused = StepPlan { release: Vec::new(), open: Vec::new(), work: Vec::new(), ..plan.clone() };
+        let refused =
+            StepPlan { release: Vec::new(), copies: Vec::new(), open: Vec::new(), work: Vec::new(), ..plan.clone() };
         match self.device.step(plan) {
             Ok(()) => {}
             Err(HandOffError::Full) => self.break_session(&refused, HandOffError::Full.to_string(), ctx),
@@ -216,12 +241,17 @@ impl ExecutorActor {
                     return AttachReply::Lost;
                 }
                 tracing::info!(scheduler = %request.scheduler, session, "attached");
-                AttachReply::Attached { session, spec: self.spec.clone() }
+                self.attached(session)
             }
-            Granted::Renewed(session) => AttachReply::Attached { session, spec: self.spec.clone() },
+            Granted::Renewed(session) => self.attached(session),
             Granted::HeldBy(by) => AttachReply::Held { by },
             Granted::Lost => AttachReply::Lost,
         }
+    }
+
+    fn attached(&self, session: u64) -> AttachReply {
+        let (heard_step, answered_step) = self.session.progress();
+        AttachReply::Attached { session, spec: self.spec.clone(), costs: self.costs, heard_step, answered_step }
     }
 
     fn die(&self, why: String) {
@@ -302,6 +332,7 @@ impl StreamHandler<DeviceEvent> for ExecutorActor {
             self.metrics.broken_sessions.inc();
             self.session.end();
         }
+        self.session.answered(output.session, output.step);
         self.send_output(&scheduler, &output, ctx);
     }
 }
@@ -327,4 +358,7 @@ pub enum StartError {
     /// The device thread.
     #[error("the device thread cannot start: {0}")]
     Thread(#[from] std::io::Error),
+    /// The engine.
+    #[error("the engine fails in its first step: {0}")]
+    Measure(String),
 }

@@ -10,6 +10,7 @@ pub mod engine;
 pub mod error;
 pub mod generate;
 pub mod layers;
+pub mod measure;
 pub mod metrics;
 pub mod models;
 pub mod pages;

@@ -14,6 +14,7 @@ struct Held {
     scheduler: ActorId,
     session: u64,
     next_step: u64,
+    answered_step: u64,
     heard: Instant,
 }
 
@@ -84,8 +85,20 @@ impl Session {
         }
         self.last_session += 1;
         let session = self.last_session;
-        self.held = Some(Held { scheduler: scheduler.clone(), session, next_step: 1, heard: now });
+        self.held = Some(Held { scheduler: scheduler.clone(), session, next_step: 1, answered_step: 0, heard: now });
         Granted::New(session)
+    }
+
+    /// Last plan that arrived and last step whose output left: the holder finds lost messages by them.
+    pub fn progress(&self) -> (u64, u64) {
+        self.held.as_ref().map_or((0, 0), |held| (held.next_step - 1, held.answered_step))
+    }
+
+    /// The output of a step is on its way.
+    pub fn answered(&mut self, session: u64, step: u64) {
+        if let Some(held) = self.held.as_mut().filter(|held| held.session == session) {
+            held.answered_step = step;
+        }
     }
 
     /// The holder gives the executor back; others are ignored.
@@ -133,7 +146,15 @@ mod tests {
     }
 
     fn plan(scheduler: &str, session: u64, step: u64) -> StepPlan {
-        StepPlan { scheduler: id(scheduler), session, step, release: vec![], open: vec![], work: vec![] }
+        StepPlan {
+            scheduler: id(scheduler),
+            session,
+            step,
+            release: vec![],
+            copies: vec![],
+            open: vec![],
+            work: vec![],
+        }
     }
 
     #[test]
@@ -167,6 +188,22 @@ mod tests {
         assert_eq!(session.admit(&plan("a", 1, 2), clock.now()), Verdict::Run);
         assert!(matches!(session.admit(&plan("a", 1, 2), clock.now()), Verdict::Broken(_)));
         assert!(matches!(session.admit(&plan("a", 1, 4), clock.now()), Verdict::Broken(_)));
+    }
+
+    #[test]
+    fn progress_is_that_of_the_present_session() {
+        let (clock, _) = Clock::manual(0);
+        let mut session = Session::new(0);
+        assert_eq!(session.progress(), (0, 0));
+        session.attach(&id("a"), None, clock.now());
+        for step in 1..=2 {
+            session.admit(&plan("a", 1, step), clock.now());
+        }
+        session.answered(1, 1);
+        assert_eq!(session.progress(), (2, 1));
+        session.attach(&id("a"), None, clock.now());
+        session.answered(1, 2);
+        assert_eq!(session.progress(), (0, 0), "an output of the session before");
     }
 
     #[test]

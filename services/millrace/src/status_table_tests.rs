@@ -30,6 +30,7 @@ fn beacon(engine: Option<EngineSpec>, draining: bool) -> SchedulerBeacon {
         waiting: 0,
         running: 2,
         free_blocks: 200,
+        prefixes: Default::default(),
         draining,
     }
 }

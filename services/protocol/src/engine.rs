@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ActorId, ModelName};
+use crate::prefix::PrefixSummary;
 
 /// Beacons are sent this often and whenever something in them changes, in milliseconds.
 pub const BEACON_EVERY_MS: u64 = 250;
@@ -35,6 +36,19 @@ pub struct EngineSpec {
     pub device: String,
 }
 
+/// What an engine's work costs. All zero: not measured, and nothing is swapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct EngineCosts {
+    /// Computing one prompt token in a full step, in nanoseconds.
+    pub token_ns: u64,
+    /// Copying one KV block (all layers) to host memory, in nanoseconds.
+    pub swap_out_ns: u64,
+    /// Copying one KV block back, in nanoseconds.
+    pub swap_in_ns: u64,
+    /// Blocks that host memory holds; 0: the engine does not swap.
+    pub host_blocks: u32,
+}
+
 /// An executor lives.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecutorBeacon {
@@ -65,6 +79,9 @@ pub struct SchedulerBeacon {
     pub running: u32,
     /// Free KV blocks.
     pub free_blocks: u32,
+    /// Beginnings of prompts that its engine need not compute.
+    #[serde(default)]
+    pub prefixes: PrefixSummary,
     /// Set while it drains: no new offers.
     pub draining: bool,
 }
@@ -89,6 +106,12 @@ pub enum AttachReply {
         session: u64,
         /// What the engine can do.
         spec: EngineSpec,
+        /// What its work costs, as measured when it started.
+        costs: EngineCosts,
+        /// Last plan of the session that has arrived, 0 before the first: a later one that was sent long ago is lost.
+        heard_step: u64,
+        /// Last step of the session whose output was sent, 0 before the first.
+        answered_step: u64,
     },
     /// Another scheduler holds it.
     Held {

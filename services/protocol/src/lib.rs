@@ -12,6 +12,7 @@ pub mod job;
 pub mod output;
 pub mod pages;
 pub mod plan;
+pub mod prefix;
 pub mod ready;
 pub mod sampling;
 pub mod step;

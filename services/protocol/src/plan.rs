@@ -20,10 +20,32 @@ pub struct StepPlan {
     pub step: u64,
     /// Slots to forget before the step.
     pub release: Vec<SlotId>,
+    /// Blocks to copy between the pool and host memory before the step, in this order.
+    pub copies: Vec<BlockCopy>,
     /// Sequences to set up before the step.
     pub open: Vec<OpenSlot>,
     /// What to compute, in the order of the ragged batch.
     pub work: Vec<SlotWork>,
+}
+
+/// One block's keys and values move. Pages of host memory are numbered from 0; how many there are is in
+/// [`crate::engine::EngineCosts`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BlockCopy {
+    /// From the pool to host memory: the block is about to be used for something else.
+    Out {
+        /// From here.
+        block: BlockId,
+        /// To here.
+        page: u32,
+    },
+    /// Back to the pool.
+    In {
+        /// From here.
+        page: u32,
+        /// To here.
+        block: BlockId,
+    },
 }
 
 /// A sequence enters the executor.

@@ -23,7 +23,12 @@ struct Seen {
     blocks: u32,
     attached_to: Option<ActorId>,
     asked_at: Option<Duration>,
+    /// Requests since its last answer, and one if a session with it was lost: others are asked first.
+    in_vain: u32,
 }
+
+/// A plan that was sent this long before the executor said what it has is lost if it is not among that.
+const LOST_AFTER: Duration = Duration::from_secs(1);
 
 /// The executor held.
 #[derive(Debug)]
@@ -38,6 +43,10 @@ pub struct Attached {
     /// (step, when it was sent, tokens in it) of the plans that are out.
     sent: VecDeque<(u64, Duration, usize)>,
     renewed_at: Duration,
+    /// When the executor last answered a renewal.
+    heard_at: Duration,
+    /// A step whose output had left, but not arrived, when the executor last answered.
+    missing: Option<u64>,
 }
 
 /// What an output means.
@@ -67,8 +76,10 @@ pub struct Executors {
 impl Executors {
     /// Notes a sign of life.
     pub fn observe(&mut self, beacon: &ExecutorBeacon, now: Duration) {
-        let asked_at = self.seen.get(&beacon.executor).and_then(|seen| seen.asked_at);
-        let seen = Seen { at: now, blocks: beacon.spec.blocks, attached_to: beacon.attached_to.clone(), asked_at };
+        let before = self.seen.get(&beacon.executor);
+        let (asked_at, in_vain) = before.map_or((None, 0), |seen| (seen.asked_at, seen.in_vain));
+        let attached_to = beacon.attached_to.clone();
+        let seen = Seen { at: now, blocks: beacon.spec.blocks, attached_to, asked_at, in_vain };
         self.seen.insert(beacon.executor.clone(), seen);
     }
 
@@ -85,10 +96,19 @@ impl Executors {
                 && seen.asked_at.is_none_or(|at| now.saturating_sub(at) >= ASK_AGAIN_AFTER)
         };
         let best = self.seen.iter_mut().filter(|(_, seen)| askable(seen));
-        let (executor, seen) = best.max_by(|(a, x), (b, y)| (x.blocks, *b).cmp(&(y.blocks, *a)))?;
+        let (executor, seen) =
+            best.max_by(|(a, x), (b, y)| (y.in_vain, x.blocks, *b).cmp(&(x.in_vain, y.blocks, *a)))?;
         seen.asked_at = Some(now);
+        seen.in_vain += 1;
         self.asking = Some(executor.clone());
         self.asking.clone()
+    }
+
+    /// The executor answered a request.
+    pub fn replied(&mut self, executor: &ActorId) {
+        if let Some(seen) = self.seen.get_mut(executor) {
+            seen.in_vain = 0;
+        }
     }
 
     /// The executor said that another scheduler holds it.
@@ -101,8 +121,16 @@ impl Executors {
     /// A new session begins.
     pub fn attach(&mut self, executor: ActorId, session: u64, spec: EngineSpec, now: Duration) {
         self.asking = None;
-        self.attached =
-            Some(Attached { executor, session, spec, next_step: 1, sent: VecDeque::new(), renewed_at: now });
+        self.attached = Some(Attached {
+            executor,
+            session,
+            spec,
+            next_step: 1,
+            sent: VecDeque::new(),
+            renewed_at: now,
+            heard_at: now,
+            missing: None,
+        });
     }
 
     /// Ends the session on this side.
@@ -110,7 +138,7 @@ impl Executors {
         let lost = self.attached.take()?;
         // It may be asked again at once: a broken session says nothing against the executor.
         if let Some(seen) = self.seen.get_mut(&lost.executor) {
-            (seen.asked_at, seen.attached_to) = (None, None);
+            (seen.asked_at, seen.attached_to, seen.in_vain) = (None, None, 1);
         }
         Some(lost)
     }
@@ -132,6 +160,9 @@ impl Executors {
         if silent.is_none_or(|silent| silent >= DEAD_AFTER) {
             return Some(format!("executor {} fell silent", attached.executor));
         }
+        if now.saturating_sub(attached.heard_at) >= DEAD_AFTER {
+            return Some(format!("executor {} beats but does not answer", attached.executor));
+        }
         let (step, at, _) = attached.sent.front()?;
         let waited = now.saturating_sub(*at);
         (waited >= step_timeout).then(|| format!("step {step} gave no output for {} s", waited.as_secs()))
@@ -150,6 +181,28 @@ impl Attached {
         self.next_step += 1;
         self.sent.push_back((step, now, tokens));
         step
+    }
+
+    /// The executor answered a renewal that was asked at `asked_at`: the last plan that it has, and the last step whose
+    /// output it sent. A message that is lost between the two sides shows here, and nowhere else if it was the last one.
+    pub fn renewed(
+        &mut self,
+        heard_step: u64,
+        answered_step: u64,
+        asked_at: Duration,
+        now: Duration,
+    ) -> Result<(), String> {
+        self.heard_at = now;
+        let due = |(step, at, _): &&(u64, Duration, usize)| *step > heard_step && *at + LOST_AFTER <= asked_at;
+        if let Some((step, ..)) = self.sent.iter().find(due) {
+            return Err(format!("the plan of step {step} was lost"));
+        }
+        // The output may still be on its way when the answer overtakes it: it is lost if that was so the last time, too.
+        let missing = self.sent.front().map(|(step, ..)| *step).filter(|step| *step <= answered_step);
+        match (std::mem::replace(&mut self.missing, missing), missing) {
+            (Some(before), Some(still)) if before == still => Err(format!("the output of step {still} was lost")),
+            _ => Ok(()),
+        }
     }
 
     /// Judges an output.
@@ -232,6 +285,24 @@ mod tests {
     }
 
     #[test]
+    fn one_that_does_not_answer_comes_last() {
+        let mut executors = Executors::default();
+        let asked = |executors: &mut Executors, at: u64| {
+            for (name, blocks) in [("deaf", 30), ("small", 10)] {
+                executors.observe(&beacon(name, blocks, None), ms(at));
+            }
+            executors.asking = None;
+            executors.ask(&id("me"), ms(at)).unwrap().to_string()
+        };
+        assert_eq!(asked(&mut executors, 0), "deaf");
+        assert_eq!(asked(&mut executors, 1_000), "small", "the other one has not answered");
+        executors.replied(&id("small"));
+        assert_eq!(asked(&mut executors, 2_000), "small");
+        executors.replied(&id("deaf"));
+        assert_eq!(asked(&mut executors, 3_000), "deaf");
+    }
+
+    #[test]
     fn silence_and_late_steps_end_a_session() {
         let mut executors = Executors::default();
         executors.observe(&beacon("x", 10, None), ms(0));
@@ -240,12 +311,48 @@ mod tests {
         assert!(executors.overdue(ms(1_500), ms(5_000)).unwrap().contains("silent"));
         executors.attached.as_mut().unwrap().number(3, ms(100));
         executors.observe(&beacon("x", 10, Some("me")), ms(5_000));
+        assert!(executors.overdue(ms(5_000), ms(5_000)).unwrap().contains("does not answer"));
+        assert_eq!(executors.attached.as_mut().unwrap().renewed(1, 0, ms(4_990), ms(5_000)), Ok(()));
         assert_eq!(executors.overdue(ms(5_099), ms(5_000)), None);
         assert!(executors.overdue(ms(5_100), ms(5_000)).unwrap().contains("step 1"));
         assert_eq!(executors.renewal(ms(5_100)), Some((id("x"), 7)));
         assert_eq!(executors.renewal(ms(5_200)), None);
         executors.lose();
         assert_eq!(executors.ask(&id("me"), ms(5_200)), Some(id("x")), "may be asked at once");
+    }
+
+    #[test]
+    fn a_message_that_is_lost_last_is_found_by_the_renewals() {
+        let attached = |plans: usize| {
+            let mut executors = Executors::default();
+            executors.attach(id("x"), 7, spec(10), ms(0));
+            let mut attached = executors.attached.unwrap();
+            for _ in 0..plans {
+                attached.number(1, ms(100));
+            }
+            attached
+        };
+        // (plans sent at 100 ms, [(heard, answered, asked at)], what is lost)
+        type Case = (usize, &'static [(u64, u64, u64)], Option<&'static str>);
+        let cases: [Case; 6] = [
+            (2, &[(2, 0, 600), (2, 0, 1_100), (2, 0, 9_000)], None),
+            (2, &[(1, 0, 600), (1, 0, 1_099)], None),
+            (2, &[(1, 0, 1_100)], Some("the plan of step 2 was lost")),
+            (2, &[(2, 1, 600)], None),
+            (2, &[(2, 1, 600), (2, 1, 1_100)], Some("the output of step 1 was lost")),
+            (0, &[(0, 0, 9_000), (0, 0, 9_500)], None),
+        ];
+        for (plans, answers, lost) in cases {
+            let mut attached = attached(plans);
+            let verdicts =
+                answers.iter().map(|(heard, answered, at)| attached.renewed(*heard, *answered, ms(*at), ms(*at)));
+            assert_eq!(verdicts.last().unwrap().err().as_deref(), lost, "{answers:?}");
+        }
+        // An output that came late is no loss, and the next one is judged for itself.
+        let mut attached = attached(2);
+        assert_eq!(attached.renewed(2, 1, ms(600), ms(600)), Ok(()));
+        assert_eq!(attached.judge(&output("x", 7, 1)), Answer::Due { tokens: 1 });
+        assert_eq!(attached.renewed(2, 2, ms(1_100), ms(1_100)), Ok(()));
     }
 
     #[test]

@@ -5,13 +5,6 @@ use std::time::Duration;
 use crate::error::SchedulerError;
 use crate::policy::Limits;
 
-/// Waiting time that raises a job by one priority.
-const AGEING: Duration = Duration::from_secs(10);
-
-/// An executor that beats but gives no output for this long is of no use. Only a lost message is noticed this way; a dead
-/// executor is noticed by its silence.
-const STEP_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// Settings of one scheduler.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
@@ -25,7 +18,7 @@ pub struct Settings {
     pub ack_wait: Duration,
     /// Longest wait for running jobs when draining.
     pub drain_timeout: Duration,
-    /// Longest wait for a step's output.
+    /// Longest wait for the output of a step. Lost messages and dead executors are noticed sooner.
     pub step_timeout: Duration,
 }
 
@@ -54,16 +47,19 @@ impl Settings {
                 // The engine's own limit holds.
                 step_patches: u32::MAX,
                 watermark_blocks: scheduler.watermark_blocks as usize,
-                ageing: AGEING,
+                ageing: scheduler.ageing,
+                tenant_weights: scheduler.tenant_weights.clone(),
                 prefix_cache: scheduler.prefix_cache,
                 run_ahead: scheduler.run_ahead as usize,
+                // The server says it once connected.
+                plan_bytes: usize::MAX,
             },
             waiting: scheduler.waiting as usize,
             coalesce: scheduler.coalesce,
             ack_wait: streams.ack_wait,
             // The rest of the time is for giving back what has not ended.
             drain_timeout: drain.timeout.mul_f64(0.8),
-            step_timeout: STEP_TIMEOUT,
+            step_timeout: scheduler.step_timeout,
         })
     }
 }

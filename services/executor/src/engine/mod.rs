@@ -14,6 +14,7 @@ mod media;
 mod options;
 mod slot;
 mod step;
+mod swap;
 mod warm_up;
 
 use millrace_protocol::engine::EngineSpec;
@@ -39,6 +40,11 @@ pub trait StepEngine: Send {
     /// Why the device can run no further step: its state is unknown, and the process must end.
     fn fault(&self) -> Option<&str> {
         None
+    }
+
+    /// Sets host memory aside for blocks that leave the pool. Returns how many it holds: 0 if blocks cannot be copied.
+    fn keep_host_blocks(&mut self, _bytes: u64) -> u32 {
+        0
     }
 
     /// Logits of every row of the last step, if [`LoadOptions::keep_logits`] is set.

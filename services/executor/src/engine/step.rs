@@ -12,6 +12,7 @@ use super::assemble::{Share, assemble};
 use super::checks::Limits;
 use super::encoder_cache::EncoderCache;
 use super::slot::Slot;
+use super::swap::HostPages;
 use super::{Broken, LoadOptions, MediaSource, RowLogits, StepEngine, broken};
 use crate::error::ExecutorError;
 use crate::models::Model;
@@ -23,6 +24,7 @@ pub struct Engine<B: Backend> {
     pub(super) backend: B,
     pub(super) model: Box<dyn Model<B>>,
     pub(super) caches: Vec<B::KvCache>,
+    host_pages: HostPages,
     pub(super) slots: BTreeMap<u32, Slot<B>>,
     pub(super) encoder_cache: EncoderCache<B>,
     pub(super) spec: EngineSpec,
@@ -63,9 +65,21 @@ impl<B: Backend> Engine<B> {
         let limits = Limits { blocks, block_tokens, step_tokens, model: shape };
         let (executor, keep_logits) = (options.executor.clone(), options.keep_logits);
         let encoder_cache = EncoderCache::new(u64::from(options.step_patches));
-        let (slots, kept, fault) = (BTreeMap::new(), Vec::new(), None);
-        let mut engine =
-            Self { backend, model, caches, slots, encoder_cache, spec, limits, executor, keep_logits, kept, fault };
+        let (slots, kept, fault, host_pages) = (BTreeMap::new(), Vec::new(), None, HostPages::default());
+        let mut engine = Self {
+            backend,
+            model,
+            caches,
+            host_pages,
+            slots,
+            encoder_cache,
+            spec,
+            limits,
+            executor,
+            keep_logits,
+            kept,
+            fault,
+        };
         engine.warm_up()?;
         Ok(engine)
     }
@@ -73,6 +87,9 @@ impl<B: Backend> Engine<B> {
     fn run(&mut self, plan: &StepPlan, media: &mut dyn MediaSource, output: &mut StepOutput) -> Result<(), Broken> {
         for slot in &plan.release {
             self.slots.remove(&slot.0).ok_or_else(|| broken(format!("release of slot {}, not open", slot.0)))?;
+        }
+        for copy in &plan.copies {
+            self.host_pages.copy(&self.backend, &mut self.caches, self.spec.blocks, copy)?;
         }
         for open in &plan.open {
             self.open(open, output)?;
@@ -255,6 +272,11 @@ impl<B: Backend> StepEngine for Engine<B> {
 
     fn fault(&self) -> Option<&str> {
         self.fault.as_deref()
+    }
+
+    fn keep_host_blocks(&mut self, bytes: u64) -> u32 {
+        self.host_pages = HostPages::new(&self.backend, &self.caches, bytes);
+        self.host_pages.count()
     }
 
     fn take_logits(&mut self) -> Vec<RowLogits> {

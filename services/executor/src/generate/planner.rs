@@ -95,6 +95,7 @@ impl Planner {
             session: 1,
             step: self.step,
             release: std::mem::take(&mut self.releases),
+            copies: Vec::new(),
             open: std::mem::take(&mut self.opens),
             work,
         })

@@ -20,3 +20,5 @@ mod mutants;
 mod official;
 #[cfg(test)]
 mod steps;
+#[cfg(test)]
+mod swap;

@@ -31,7 +31,7 @@ impl MediaSource for NanPages {
 
 fn plan(open: Vec<OpenSlot>, work: Vec<SlotWork>) -> StepPlan {
     let scheduler = ActorId::new("s").unwrap();
-    StepPlan { scheduler, session: 4, step: 9, release: Vec::new(), open, work }
+    StepPlan { scheduler, session: 4, step: 9, release: Vec::new(), copies: Vec::new(), open, work }
 }
 
 fn open(slot: u32, request: &Request) -> OpenSlot {

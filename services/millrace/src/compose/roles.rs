@@ -86,6 +86,7 @@ async fn executor(shared: &Shared, model: &Model, metrics: &ExecutorMetrics) -> 
     let parts = ExecutorParts {
         id: options.executor,
         engine,
+        swap_bytes: shared.config.executor.swap_bytes,
         bus: shared.bus.clone(),
         pages: shared.pages.clone(),
         clock: shared.clock.clone(),

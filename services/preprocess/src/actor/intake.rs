@@ -18,7 +18,7 @@ use super::deliveries::Deliveries;
 use super::ending::{Ended, Ending};
 use super::history::{self, History};
 use super::media::BusMedia;
-use super::routing::Schedulers;
+use super::routing::{PromptKeys, Schedulers};
 use crate::metrics::PreprocessMetrics;
 use crate::prepare::{Prepared, Preparer};
 
@@ -247,8 +247,9 @@ impl Intake {
             .map_err(|error| JobError::new(ErrorCode::Internal, format!("the job cannot be encoded: {error}")))?;
         let encoded = Bytes::from(encoded);
         let started = self.clock.now();
+        let mut keys = PromptKeys::new(&offer.ready);
         loop {
-            let scheduler = self.choose(model).await;
+            let scheduler = self.choose(model, &mut keys).await;
             let subject = self.bus.subjects().offer(&scheduler);
             let reply = self.bus.request(&subject, encoded.clone(), OFFER_TIMEOUT).await;
             let reply = match reply {
@@ -283,10 +284,10 @@ impl Intake {
     }
 
     /// Waits for a scheduler with room.
-    async fn choose(&self, model: &ModelName) -> ActorId {
+    async fn choose(&self, model: &ModelName, keys: &mut PromptKeys<'_>) -> ActorId {
         loop {
             let news = self.room.notified();
-            if let Some(scheduler) = self.table().choose(model, self.clock.now()) {
+            if let Some(scheduler) = self.table().choose(model, |beacon| keys.cached_tokens(beacon), self.clock.now()) {
                 return scheduler;
             }
             let _ = tokio::time::timeout(LOOK_AGAIN, news).await;

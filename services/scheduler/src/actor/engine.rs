@@ -17,6 +17,9 @@ use crate::session::{Answer, DEAD_AFTER};
 /// Longest wait for an executor's answer.
 const ATTACH_TIMEOUT: Duration = DEAD_AFTER;
 
+/// Jobs are given back when no executor was attached for this long: a spare or restarted one is there sooner.
+const ORPHANS_AFTER: Duration = Duration::from_secs(5);
+
 impl SchedulerActor {
     /// Asks for an executor, if one is wanted and free.
     pub(super) fn ask_for_executor(&mut self, ctx: &mut Context<Self>, now: Duration) {
@@ -38,32 +41,44 @@ impl SchedulerActor {
     fn request_attach(&self, ctx: &mut Context<Self>, executor: ActorId, session: Option<u64>) {
         let attach = Attach { scheduler: self.id.clone(), session, detach: false };
         let Ok(body) = postcard::to_stdvec(&attach) else { return };
-        let (bus, subject) = (self.bus.clone(), self.bus.subjects().attach(&executor));
+        let (bus, subject, asked_at) = (self.bus.clone(), self.bus.subjects().attach(&executor), self.now());
         let ask = async move {
             let reply = bus.request(&subject, Bytes::from(body), ATTACH_TIMEOUT).await;
             let reply = reply.map_err(|error| error.to_string());
             let reply = reply.and_then(|body| postcard::from_bytes(&body).map_err(|error| error.to_string()));
-            Asked { executor, renewed: session, reply }
+            Asked { executor, renewed: session, asked_at, reply }
         };
         ctx.spawn(ask.into_actor(self).map(|asked, actor, _| actor.answered(asked)));
     }
 
-    fn answered(&mut self, Asked { executor, renewed, reply }: Asked) {
+    fn answered(&mut self, Asked { executor, renewed, asked_at, reply }: Asked) {
         let now = self.now();
         if let Some(renewed) = renewed {
-            let held = self.executors.attached.as_ref();
-            let ours = held.is_some_and(|held| held.executor == executor && held.session == renewed);
-            if ours && matches!(reply, Ok(AttachReply::Lost | AttachReply::Held { .. })) {
-                self.lose_session("the executor let go of the session", Blame::Nobody, now);
+            let held = self.executors.attached.as_mut();
+            let Some(held) = held.filter(|held| held.executor == executor && held.session == renewed) else { return };
+            let verdict = match reply {
+                Ok(AttachReply::Attached { heard_step, answered_step, .. }) => {
+                    held.renewed(heard_step, answered_step, asked_at, now)
+                }
+                Ok(_) => Err("the executor let go of the session".to_owned()),
+                // Silence is judged by its length.
+                Err(_) => Ok(()),
+            };
+            if let Err(reason) = verdict {
+                self.lose_session(&reason, Blame::Nobody, now);
             }
             return;
         }
         self.executors.asking = None;
+        if reply.is_ok() {
+            self.executors.replied(&executor);
+        }
         match reply {
-            Ok(AttachReply::Attached { session, spec }) if spec.model == self.model => {
+            Ok(AttachReply::Attached { session, spec, costs, .. }) if spec.model == self.model => {
                 tracing::info!(%executor, session, device = %spec.device, "executor attached");
                 let mut events = Events::new();
                 self.planner.attach(&spec, now, &mut events);
+                self.planner.swap_by(&costs);
                 self.executors.attach(executor, session, spec, now);
                 self.health.set_ready(&self.condition());
                 self.beacon_due = true;
@@ -106,6 +121,7 @@ impl SchedulerActor {
             session: attached.session,
             step: attached.number(tokens, now),
             release: plan.release,
+            copies: plan.copies,
             open: plan.open,
             work: plan.work,
         };
@@ -164,6 +180,18 @@ impl SchedulerActor {
         }
     }
 
+    /// Without an executor for long, gives the jobs back: another pair may have room, and this one says that it has none.
+    pub(super) fn return_orphans(&mut self, now: Duration) {
+        if self.executors.attached.is_some() {
+            self.alone_since = None;
+            return;
+        }
+        let since = *self.alone_since.get_or_insert(now);
+        if now.saturating_sub(since) >= ORPHANS_AFTER {
+            self.return_all();
+        }
+    }
+
     /// Tells preprocess actors what would be accepted.
     pub(super) fn send_beacon(&mut self, ctx: &mut Context<Self>, now: Duration) {
         let counts = self.planner.counts();
@@ -176,6 +204,7 @@ impl SchedulerActor {
             waiting: narrow(counts.waiting),
             running: narrow(counts.running),
             free_blocks: narrow(counts.free_blocks),
+            prefixes: self.planner.prefixes(),
             draining: self.drain.is_draining(),
         };
         self.beacon_sent = Some(now);

@@ -32,7 +32,7 @@ use crate::error::SchedulerError;
 use crate::heartbeat;
 use crate::log::Ended;
 use crate::metrics::{ModelMetrics, SchedulerMetrics};
-use crate::policy::{Blame, Events, Planner, SeqId};
+use crate::policy::{Blame, Events, Limits, Planner, SeqId};
 use crate::session::Executors;
 use crate::settings::Settings;
 
@@ -90,6 +90,8 @@ pub struct SchedulerActor {
     beacon_due: bool,
     beat_sent: Duration,
     drain_since: Option<Duration>,
+    /// Since when no executor is attached.
+    alone_since: Option<Duration>,
     reconnects: u64,
     books_proven: bool,
     /// Keeps the process from ending before the executor is given back.
@@ -146,7 +148,7 @@ impl SchedulerActor {
         let (origin, reconnects) = (clock.now(), bus.events().reconnects());
         Ok(Self {
             metrics: metrics.of(&model),
-            planner: Planner::new(settings.limits.clone()),
+            planner: Planner::new(Limits { plan_bytes: bus.max_payload_bytes(), ..settings.limits.clone() }),
             id,
             model,
             bus,
@@ -166,6 +168,7 @@ impl SchedulerActor {
             beacon_due: true,
             beat_sent: Duration::ZERO,
             drain_since: None,
+            alone_since: None,
             reconnects,
             books_proven: false,
             in_flight,
@@ -194,6 +197,7 @@ impl SchedulerActor {
         }
         self.ask_for_executor(ctx, now);
         self.renew_hold(ctx, now);
+        self.return_orphans(now);
         let mut events = Events::new();
         self.planner.expire(now, &mut events);
         self.dispatch(events, now);
@@ -318,6 +322,7 @@ async fn send_plans(bus: Bus, mut plans: mpsc::Receiver<(String, Bytes)>) -> Opt
 struct Asked {
     executor: ActorId,
     renewed: Option<u64>,
+    asked_at: Duration,
     reply: Result<AttachReply, String>,
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use millrace_protocol::prefix::PrefixSummary;
 use serde::Serialize;
 
 use super::blocks::Imbalance;
@@ -26,6 +27,10 @@ pub struct Counts {
     pub outstanding: usize,
     /// Preemptions so far.
     pub preemptions: u64,
+    /// Blocks copied to host memory so far, on this engine.
+    pub swapped_out: u64,
+    /// Blocks copied back so far, on this engine.
+    pub swapped_in: u64,
     /// Sequences that can run at once on this engine.
     pub max_running: usize,
     /// Most tokens of one step on this engine.
@@ -44,9 +49,17 @@ impl Planner {
             cached_blocks: engine.map_or(0, |engine| engine.pool.cached()),
             outstanding: self.outstanding.len(),
             preemptions: self.preemptions,
+            swapped_out: engine.map_or(0, |engine| engine.swap.swapped().0),
+            swapped_in: engine.map_or(0, |engine| engine.swap.swapped().1),
             max_running: engine.map_or(0, |engine| engine.max_running),
             step_tokens: engine.map_or(0, |engine| engine.step_tokens),
         }
+    }
+
+    /// What of which prompts is cached, for beacons.
+    pub fn prefixes(&self) -> PrefixSummary {
+        let pool = self.engine.as_ref().map(|engine| &engine.pool);
+        pool.map(|pool| PrefixSummary::of(pool.cached(), pool.contents())).unwrap_or_default()
     }
 
     /// Proves that blocks, slots and sequences add up. Cheap enough for every idle moment, and for every step of a test.
@@ -78,8 +91,19 @@ impl Planner {
             if sequence.answer().len() + part.in_flight > sequence.new.max_tokens as usize {
                 return wrong(format!("{} planned beyond its answer", sequence.new.job));
             }
+            // Whoever shares a block reads it: only full blocks may be shared, so no copy before a write is ever needed.
+            let open_blocks = part.table.get(part.confirmed / engine.block_tokens..).unwrap_or_default();
+            if let Some(block) = open_blocks.iter().find(|block| engine.pool.is_shared(block)) {
+                return wrong(format!("block {} of {} is shared before it is full", block.id().0, sequence.new.job));
+            }
             tables.extend(&part.table);
         }
+        let idle = engine.under_way.owners().find(|id| self.arena.get(*id).is_none_or(|s| s.running().is_none()));
+        if let Some(id) = idle {
+            return wrong(format!("{id:?} is waited for, but does not run"));
+        }
+        let waiting = self.arena.iter().filter(|(_, sequence)| sequence.running().is_none());
+        engine.swap.check(waiting.flat_map(|(_, sequence)| &sequence.chain.hashes()[..sequence.promised]))?;
         engine.pool.check(tables)
     }
 }

@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use millrace_protocol::plan::OpenSlot;
 
-use super::blocks::Held;
-use super::planner::{Event, Events, Planner};
+use super::blocks::Block;
+use super::planner::{Engine, Event, Events, Planner};
+use super::prefix::BlockHash;
 use super::queue::depth;
 use super::sequence::{Phase, Running, SeqId};
+use super::sharing::Source;
 use super::step::{Chunk, Draft, chunk};
+use super::wire::open_bytes;
 
 /// What admission of one sequence takes.
 struct Need {
@@ -20,15 +23,15 @@ struct Need {
     later_blocks: usize,
     chunk: Chunk,
     own_depth: u8,
+    /// What it may weigh in the plan.
+    bytes: usize,
 }
 
 impl Planner {
     /// Admits the head of the queue with its first chunk, or closes admission for this step.
     pub(super) fn admit(&mut self, draft: &mut Draft, id: SeqId, now: Duration, events: &mut Events) {
         if self.is_hopeless(id, now) {
-            self.remove(id);
-            events.push((id, Event::Expired));
-            return;
+            return self.end_late(id, events);
         }
         let Some(need) = self.fitting(draft, id, now) else {
             draft.admission_closed = true;
@@ -40,10 +43,13 @@ impl Planner {
 
     /// What admission takes, once there is room for it.
     fn fitting(&mut self, draft: &mut Draft, id: SeqId, now: Duration) -> Option<Need> {
-        if self.waits_for_proof(id) {
+        if self.waits_for_proof(id) || self.awaits_others(id) {
             return None;
         }
         let need = self.need(draft, id)?;
+        if need.bytes > draft.bytes_left {
+            return None;
+        }
         if self.fits(draft, &need) {
             return Some(need);
         }
@@ -73,29 +79,18 @@ impl Planner {
         suspect(id) && self.running.iter().any(|(_, running)| suspect(*running))
     }
 
-    /// Whether the deadline falls before the earliest end of the answer.
-    fn is_hopeless(&self, id: SeqId, now: Duration) -> bool {
-        let (Some(sequence), Some(step_time), Some(engine)) = (self.arena.get(id), self.step_time, &self.engine) else {
-            return false;
-        };
-        let Some(deadline) = sequence.new.deadline else { return false };
-        let steps = sequence.steps_left(sequence.tokens.len(), engine.step_tokens);
-        // Half the smoothed time: steps may well become faster, and a wrong refusal is worse than a late one.
-        let earliest = step_time.saturating_mul(u32::try_from(steps).unwrap_or(u32::MAX)) / 2;
-        now + earliest > deadline
-    }
-
     fn need(&self, draft: &Draft, id: SeqId) -> Option<Need> {
         let engine = self.engine.as_ref()?;
         let sequence = self.arena.get(id)?;
         let length = sequence.tokens.len();
         // At least one token has to be computed: the next one is drawn after it.
         let most = (length - 1) / engine.block_tokens;
-        let held = sequence.chain.hashes().iter().take(most).map_while(|hash| engine.pool.peek(hash));
-        let (mut cached_blocks, mut idle) = (0, 0);
-        for state in held {
+        let sources = sequence.chain.hashes().iter().take(most).map_while(|hash| engine.source(hash));
+        let (mut cached_blocks, mut taken) = (0, 0);
+        for source in sources {
             cached_blocks += 1;
-            idle += usize::from(state == Held::Idle);
+            // Idle blocks are taken as they are, those in host memory need an empty one.
+            taken += usize::from(source != Source::Pool { idle: false });
         }
         let cached = cached_blocks * engine.block_tokens;
         let media = &sequence.new.media;
@@ -105,10 +100,11 @@ impl Planner {
         let first_blocks = (cached + chunk.count).div_ceil(engine.block_tokens) - cached_blocks;
         Some(Need {
             cached_blocks,
-            blocks: new_blocks + idle,
+            blocks: new_blocks + taken,
             later_blocks: new_blocks - first_blocks,
             chunk,
             own_depth: depth(sequence.new.priority),
+            bytes: open_bytes(engine, sequence, length),
         })
     }
 
@@ -143,8 +139,11 @@ impl Planner {
         let Some(rank) = self.waiting.remove(id) else { return };
         let (Some(engine), Some(sequence)) = (self.engine.as_mut(), self.arena.get_mut(id)) else { return };
         let Some(slot) = engine.slots.pop() else { return };
-        let hashes = &sequence.chain.hashes()[..need.cached_blocks];
-        let table: Vec<_> = hashes.iter().map_while(|hash| engine.pool.lookup(hash)).collect();
+        let table = engine.take_cached(&sequence.chain.hashes()[..need.cached_blocks]);
+        let promised = std::mem::take(&mut sequence.promised);
+        engine.swap.release(&sequence.chain.hashes()[..promised]);
+        engine.under_way.begin(id, &sequence.chain.hashes()[table.len()..]);
+        draft.bytes_left = draft.bytes_left.saturating_sub(need.bytes);
         let cached = table.len() * engine.block_tokens;
         let again = sequence.cached_tokens.is_some();
         sequence.cached_tokens.get_or_insert(cached.min(sequence.prompt_tokens));
@@ -182,5 +181,36 @@ impl Planner {
         self.waiting.charge(tenant, owed);
         events.push((id, Event::Admitted { cached_tokens: cached, again }));
         self.add_work(draft, id, need.chunk, now);
+    }
+}
+
+impl Engine {
+    /// An empty block; what it held is copied out first if somebody will need it again.
+    pub(super) fn allocate(&mut self) -> Option<Block> {
+        let (block, evicted) = self.pool.allocate_evicting()?;
+        if let Some(hash) = evicted {
+            self.swap.evicted(block.id(), &hash);
+        }
+        Some(block)
+    }
+
+    /// Blocks with these contents, from the pool or host memory. Those of the pool are taken first: making room for the
+    /// others must not evict them.
+    fn take_cached(&mut self, hashes: &[BlockHash]) -> Vec<Block> {
+        let mut found: Vec<Option<Block>> = hashes.iter().map(|hash| self.pool.lookup(hash)).collect();
+        for (place, hash) in found.iter_mut().zip(hashes).filter(|(place, _)| place.is_none()) {
+            let Some(block) = self.swap.holds(hash).then(|| self.allocate()).flatten() else { break };
+            self.swap.restore(hash, block.id());
+            self.pool.register(&block, *hash);
+            *place = Some(block);
+        }
+        let whole = found.iter().take_while(|place| place.is_some()).count();
+        let mut table: Vec<Block> = Vec::with_capacity(whole);
+        let mut rest = Vec::new();
+        for (index, block) in found.into_iter().enumerate() {
+            if index < whole { table.extend(block) } else { rest.extend(block) }
+        }
+        self.pool.release_table(&mut rest);
+        table
     }
 }

@@ -83,6 +83,11 @@ impl BlockPool {
         self.evictions
     }
 
+    /// Contents that can be found.
+    pub fn contents(&self) -> impl Iterator<Item = &BlockHash> {
+        self.cached.keys()
+    }
+
     /// Whether somebody else holds this block too.
     pub fn is_shared(&self, block: &Block) -> bool {
         self.states.get(block.0.0 as usize).is_some_and(|state| state.refs > 1)
@@ -90,12 +95,17 @@ impl BlockPool {
 
     /// Takes an empty block, evicting the longest idle cached one if none is free. `None`: every block is held.
     pub fn allocate(&mut self) -> Option<Block> {
-        let id = match self.free.pop() {
-            Some(id) => id,
+        self.allocate_evicting().map(|(block, _)| block)
+    }
+
+    /// As [`Self::allocate`]; also the content that was evicted for it, which the block still holds until it is written.
+    pub fn allocate_evicting(&mut self) -> Option<(Block, Option<BlockHash>)> {
+        let (id, evicted) = match self.free.pop() {
+            Some(id) => (id, None),
             None => self.evict()?,
         };
         self.states[id.0 as usize].refs = 1;
-        Some(Block(id))
+        Some((Block(id), evicted))
     }
 
     /// Takes a further reference to the block with this content.
@@ -194,13 +204,14 @@ impl BlockPool {
         Ok(())
     }
 
-    fn evict(&mut self) -> Option<BlockId> {
+    fn evict(&mut self) -> Option<(BlockId, Option<BlockHash>)> {
         let (_, id) = self.idle.pop_first()?;
-        if let Some(hash) = self.states[id.0 as usize].hash.take() {
-            self.cached.remove(&hash);
+        let hash = self.states[id.0 as usize].hash.take();
+        if let Some(hash) = &hash {
+            self.cached.remove(hash);
         }
         self.evictions += 1;
-        Some(id)
+        Some((id, hash))
     }
 }
 

@@ -5,13 +5,17 @@ pub mod accounts;
 mod admission;
 mod arena;
 pub mod blocks;
+mod deadlines;
 pub mod outputs;
 pub mod planner;
 pub mod prefix;
 pub mod queue;
 pub mod sequence;
 pub mod shares;
+mod sharing;
 mod step;
+pub mod swap;
+mod wire;
 
 pub use accounts::Counts;
 pub use blocks::Imbalance;
@@ -27,3 +31,6 @@ mod planner_tests;
 mod property_tests;
 #[cfg(test)]
 mod scripted;
+#[cfg(test)]
+#[path = "sharing_tests.rs"]
+mod sharing_tests;

@@ -124,6 +124,8 @@ impl Planner {
         for (block, hash) in fresh {
             engine.pool.register(block, *hash);
         }
+        let computed = sequence.chain.hashes().get(running.registered..full).unwrap_or_default();
+        engine.under_way.end(id, computed);
         running.registered = full;
     }
 }

@@ -1,11 +1,11 @@
 //! The scheduler's state and its life cycle: sequences enter, leave, lose their engine. What one step computes is in
 //! `step.rs`, who is admitted in `admission.rs`, what outputs change in `outputs.rs`. Pure: no I/O, no clock.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use millrace_protocol::engine::EngineSpec;
-use millrace_protocol::plan::{OpenSlot, SlotWork};
+use millrace_protocol::engine::{EngineCosts, EngineSpec};
+use millrace_protocol::plan::{BlockCopy, OpenSlot, SlotWork};
 use millrace_protocol::sampling::TokenLogprobs;
 use millrace_protocol::{ErrorCode, FinishReason, JobError, SlotId};
 
@@ -14,6 +14,8 @@ use super::blocks::BlockPool;
 use super::prefix::HashChain;
 use super::queue::{WaitingQueue, depth};
 use super::sequence::{NewSequence, Phase, Rank, SeqId, Sequence};
+use super::sharing::UnderWay;
+use super::swap::Swap;
 
 /// What the operator decides.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,10 +30,14 @@ pub struct Limits {
     pub watermark_blocks: usize,
     /// Waiting time that raises a sequence by one level; zero: never.
     pub ageing: Duration,
+    /// Shares of tenants among equals; who is not named has 1.
+    pub tenant_weights: BTreeMap<String, u32>,
     /// Whether blocks are found again by content.
     pub prefix_cache: bool,
     /// Most plans whose outputs are still out.
     pub run_ahead: usize,
+    /// Most bytes of an encoded plan.
+    pub plan_bytes: usize,
 }
 
 impl Default for Limits {
@@ -42,8 +48,10 @@ impl Default for Limits {
             step_patches: 16_384,
             watermark_blocks: 4,
             ageing: Duration::from_secs(10),
+            tenant_weights: BTreeMap::new(),
             prefix_cache: true,
             run_ahead: 2,
+            plan_bytes: usize::MAX,
         }
     }
 }
@@ -53,6 +61,8 @@ impl Default for Limits {
 pub struct Plan {
     /// Slots to forget before the step.
     pub release: Vec<SlotId>,
+    /// Blocks to copy between the pool and host memory before the step, in this order.
+    pub copies: Vec<BlockCopy>,
     /// Sequences to set up before the step.
     pub open: Vec<OpenSlot>,
     /// The ragged batch.
@@ -119,6 +129,11 @@ pub(super) struct Engine {
     pub step_patches: u32,
     pub watermark_blocks: usize,
     pub weights_hash: String,
+    pub vocab: u32,
+    /// Blocks in host memory.
+    pub swap: Swap,
+    /// Blocks that are being computed.
+    pub under_way: UnderWay,
     /// Free slots, the next one last.
     pub slots: Vec<SlotId>,
     /// Slots the executor still has to forget.
@@ -161,7 +176,7 @@ impl Planner {
     /// A scheduler without an engine.
     pub fn new(limits: Limits) -> Self {
         Self {
-            waiting: WaitingQueue::new(limits.ageing),
+            waiting: WaitingQueue::with_weights(limits.ageing, limits.tenant_weights.clone()),
             limits,
             engine: None,
             arena: Arena::default(),
@@ -188,6 +203,9 @@ impl Planner {
             step_patches: self.limits.step_patches.min(spec.step_patches),
             watermark_blocks: self.limits.watermark_blocks,
             weights_hash: spec.weights_hash.clone(),
+            vocab: spec.vocab,
+            swap: Swap::default(),
+            under_way: UnderWay::default(),
             slots: (0..spec.slots).rev().map(SlotId).collect(),
             release: Vec::new(),
         });
@@ -199,6 +217,13 @@ impl Planner {
                 continue;
             }
             self.restart_chain(id);
+        }
+    }
+
+    /// Takes what the engine's work costs: lets preempted sequences keep their blocks in host memory where that pays.
+    pub fn swap_by(&mut self, costs: &EngineCosts) {
+        if let Some(engine) = self.engine.as_mut() {
+            engine.swap = Swap::new(costs, engine.block_tokens);
         }
     }
 
@@ -242,6 +267,7 @@ impl Planner {
                 waited: Duration::ZERO,
                 cached_tokens: None,
                 uncharged: 0,
+                promised: 0,
                 new,
             }
         });
@@ -270,6 +296,7 @@ impl Planner {
     pub fn remove(&mut self, id: SeqId) -> Option<Box<Sequence>> {
         self.free_running(id);
         self.waiting.remove(id);
+        self.end_promise(id);
         let sequence = self.arena.remove(id)?;
         if let Some(deadline) = sequence.new.deadline {
             self.deadlines.remove(&(deadline, id));
@@ -279,25 +306,9 @@ impl Planner {
         Some(sequence)
     }
 
-    /// Ends sequences whose deadline has passed.
-    pub fn expire(&mut self, now: Duration, events: &mut Events) {
-        while let Some(&(deadline, id)) = self.deadlines.first() {
-            if deadline > now {
-                return;
-            }
-            self.remove(id);
-            events.push((id, Event::Expired));
-        }
-    }
-
     /// A sequence that has not ended.
     pub fn sequence(&self, id: SeqId) -> Option<&Sequence> {
         self.arena.get(id)
-    }
-
-    /// When something happens without outputs or submissions: the next deadline.
-    pub fn next_deadline(&self) -> Option<Duration> {
-        self.deadlines.first().map(|(at, _)| *at)
     }
 
     /// Why a sequence can never run on this engine.
@@ -322,12 +333,13 @@ impl Planner {
             );
             return Some(JobError::new(ErrorCode::ContextLength, message));
         }
-        None
+        self.too_large_to_send(engine, sequence)
     }
 
     /// Computes a sequence's content keys anew: another engine may have other weights or block sizes.
     fn restart_chain(&mut self, id: SeqId) {
         let (Some(engine), Some(sequence)) = (self.engine.as_ref(), self.arena.get_mut(id)) else { return };
+        sequence.promised = 0;
         if self.limits.prefix_cache {
             sequence.chain = HashChain::new(&engine.weights_hash, &sequence.new.tenant);
             sequence.chain.extend(&sequence.tokens, &sequence.new.media, engine.block_tokens);
@@ -340,11 +352,13 @@ impl Planner {
         let rank = sequence.rank;
         let Phase::Running(running) = &mut sequence.phase else { return false };
         let (slot, mut table) = (running.slot, std::mem::take(&mut running.table));
+        let registered = running.registered;
         sequence.epoch += 1;
         if let Ok(place) = self.running.binary_search(&(rank, id)) {
             self.running.remove(place);
         }
         if let Some(engine) = &mut self.engine {
+            engine.under_way.end(id, sequence.chain.hashes().get(registered..).unwrap_or_default());
             engine.pool.release_table(&mut table);
             engine.slots.push(slot);
             engine.release.push(slot);
@@ -354,12 +368,25 @@ impl Planner {
 
     /// Stops a running sequence and lets it wait for another admission.
     pub(super) fn back_to_waiting(&mut self, id: SeqId, now: Duration) {
+        let registered = self.arena.get(id).and_then(Sequence::running).map(|running| running.registered);
         if !self.free_running(id) {
             return;
         }
         if let Some(sequence) = self.arena.get_mut(id) {
+            if let (Some(engine), Some(registered)) = (self.engine.as_mut(), registered) {
+                let chain = sequence.chain.hashes();
+                sequence.promised = engine.swap.promise(&chain[..registered.min(chain.len())]);
+            }
             sequence.phase = Phase::Waiting { since: now };
             self.waiting.push(id, sequence.tenant, sequence.rank, now, sequence.waited);
+        }
+    }
+
+    /// What a sequence had in host memory is not kept for it any longer.
+    pub(super) fn end_promise(&mut self, id: SeqId) {
+        if let (Some(engine), Some(sequence)) = (self.engine.as_mut(), self.arena.get_mut(id)) {
+            let promised = std::mem::take(&mut sequence.promised);
+            engine.swap.release(&sequence.chain.hashes()[..promised]);
         }
     }
 }

@@ -9,37 +9,37 @@ use super::planner::{Blame, Event, Events, Limits, Plan, Planner};
 use super::scripted::{Scripted, drawn, job, spec};
 use super::sequence::{NewSequence, SeqId};
 
-const NOW: Duration = Duration::from_secs(1);
+pub(super) const NOW: Duration = Duration::from_secs(1);
 
-fn planner(blocks: u32, slots: u32, limits: Limits) -> Planner {
+pub(super) fn planner(blocks: u32, slots: u32, limits: Limits) -> Planner {
     let mut planner = Planner::new(limits);
     planner.attach(&spec(blocks, slots), NOW, &mut Events::new());
     planner
 }
 
-fn limits(step_tokens: usize) -> Limits {
+pub(super) fn limits(step_tokens: usize) -> Limits {
     Limits { step_tokens, max_running: 8, ..Limits::default() }
 }
 
-fn submit(planner: &mut Planner, new: NewSequence) -> SeqId {
+pub(super) fn submit(planner: &mut Planner, new: NewSequence) -> SeqId {
     let mut events = Events::new();
     let id = planner.submit(new, NOW, &mut events);
     assert_eq!(events, []);
     id
 }
 
-fn plan(planner: &mut Planner) -> Plan {
+pub(super) fn plan(planner: &mut Planner) -> Plan {
     let plan = planner.plan(NOW, &mut Events::new()).expect("a plan");
     planner.check().unwrap();
     plan
 }
 
 /// (slot, count, sample, new blocks) of each piece of work.
-fn table(plan: &Plan) -> Vec<(u32, u32, bool, usize)> {
+pub(super) fn table(plan: &Plan) -> Vec<(u32, u32, bool, usize)> {
     plan.work.iter().map(|work| (work.slot.0, work.count, work.sample, work.blocks.len())).collect()
 }
 
-fn answer(planner: &mut Planner, executor: &mut Scripted) -> Events {
+pub(super) fn answer(planner: &mut Planner, executor: &mut Scripted) -> Events {
     let mut events = Events::new();
     let (tokens, busy) = executor.step().expect("a plan is out");
     planner.apply(tokens, vec![], busy, &mut events).unwrap();
@@ -48,7 +48,7 @@ fn answer(planner: &mut Planner, executor: &mut Scripted) -> Events {
 }
 
 /// Runs until nothing is left to do; all events.
-fn run(planner: &mut Planner, executor: &mut Scripted) -> Events {
+pub(super) fn run(planner: &mut Planner, executor: &mut Scripted) -> Events {
     let mut events = Events::new();
     loop {
         while let Some(plan) = planner.plan(NOW, &mut events) {
@@ -61,12 +61,18 @@ fn run(planner: &mut Planner, executor: &mut Scripted) -> Events {
     }
 }
 
-fn answer_of(id: SeqId, events: &Events) -> Vec<u32> {
+pub(super) fn answer_of(id: SeqId, events: &Events) -> Vec<u32> {
     let token = |(of, event): &(SeqId, Event)| match event {
         Event::Token { token, .. } if *of == id => Some(*token),
         _ => None,
     };
     events.iter().filter_map(token).collect()
+}
+
+/// What the executor draws for a job, token by token.
+pub(super) fn drawn_answer(name: &str, length: usize) -> Vec<u32> {
+    let name = millrace_protocol::JobId::new(name).unwrap();
+    (0..length).map(|n| drawn(&name, n, None)).collect()
 }
 
 #[test]
@@ -366,7 +372,7 @@ fn a_decoding_sequence_costs_few_bytes_on_the_wire() {
     let spec = millrace_protocol::engine::EngineSpec { step_tokens: 8_192, ..spec(20_000, 256) };
     planner.attach(&spec, NOW, &mut Events::new());
     for n in 0..256 {
-        submit(&mut planner, job(&format!("job{n}"), 0..7, 300));
+        submit(&mut planner, job(&format!("job{n}"), n * 10..n * 10 + 7, 300));
     }
     // Blocks of 4 tokens: a new block every fourth step, far more often than blocks of 16 need one.
     while !planner.waiting.is_empty() {

@@ -43,12 +43,17 @@ pub struct WaitingQueue {
 impl WaitingQueue {
     /// An empty queue. An `ageing` of zero switches ageing off.
     pub fn new(ageing: Duration) -> Self {
+        Self::with_weights(ageing, BTreeMap::new())
+    }
+
+    /// As [`Self::new`], with shares of tenants whose weight is not 1.
+    pub fn with_weights(ageing: Duration, weights: BTreeMap<String, u32>) -> Self {
         Self {
             ageing,
             levels: Default::default(),
             entries: HashMap::new(),
             rises: BTreeSet::new(),
-            shares: Shares::default(),
+            shares: Shares::new(weights),
         }
     }
 

@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use millrace_protocol::engine::EngineSpec;
-use millrace_protocol::plan::OpenSlot;
+use millrace_protocol::plan::{BlockCopy, OpenSlot};
 use millrace_protocol::sampling::ResolvedSampling;
 use millrace_protocol::step::SlotToken;
 use millrace_protocol::{BlockId, JobId, ModelName, SlotId};
@@ -69,6 +69,9 @@ struct Slot {
 pub struct Scripted {
     spec: EngineSpec,
     kv: Vec<u64>,
+    host: HashMap<u32, Vec<u64>>,
+    /// Blocks copied out and back.
+    pub copied: [usize; 2],
     slots: HashMap<SlotId, Slot>,
     /// Where answers end, by job.
     pub ends: HashMap<String, usize>,
@@ -80,7 +83,16 @@ pub struct Scripted {
 impl Scripted {
     pub fn new(spec: EngineSpec) -> Self {
         let kv = vec![0; (spec.blocks * spec.block_tokens) as usize];
-        Self { spec, kv, slots: HashMap::new(), ends: HashMap::new(), plans: VecDeque::new(), last_tokens: 0 }
+        Self {
+            spec,
+            kv,
+            host: HashMap::new(),
+            copied: [0; 2],
+            slots: HashMap::new(),
+            ends: HashMap::new(),
+            plans: VecDeque::new(),
+            last_tokens: 0,
+        }
     }
 
     pub fn send(&mut self, plan: Plan) {
@@ -96,6 +108,19 @@ impl Scripted {
         let plan = self.plans.pop_front()?;
         for slot in plan.release {
             self.slots.remove(&slot).unwrap_or_else(|| panic!("{slot:?} is released but not open"));
+        }
+        for copy in plan.copies {
+            let place = |block: BlockId| block.0 as usize * 4..block.0 as usize * 4 + 4;
+            match copy {
+                BlockCopy::Out { block, page } => {
+                    self.host.insert(page, self.kv[place(block)].to_vec());
+                    self.copied[0] += 1;
+                }
+                BlockCopy::In { page, block } => {
+                    self.kv[place(block)].copy_from_slice(&self.host[&page]);
+                    self.copied[1] += 1;
+                }
+            }
         }
         for open in plan.open {
             self.open(open);

@@ -117,6 +117,8 @@ pub struct Sequence {
     pub cached_tokens: Option<usize>,
     /// Tokens computed for this sequence that its tenant has not been charged for yet.
     pub uncharged: u64,
+    /// Leading blocks of its chain that have a page of host memory promised, while it waits after a preemption.
+    pub promised: usize,
 }
 
 impl Sequence {

@@ -8,6 +8,7 @@ use millrace_protocol::plan::{OpenSlot, SlotWork};
 
 use super::planner::{Entry, Event, Events, Outstanding, Plan, Planner};
 use super::sequence::{Phase, Running, SeqId, Sequence, patches};
+use super::wire::base_bytes;
 
 /// A step while it is put together.
 #[derive(Debug)]
@@ -15,6 +16,8 @@ pub(super) struct Draft {
     pub tokens_left: usize,
     pub patches_left: u32,
     pub patches_used: bool,
+    /// Bytes that newcomers may still take in the encoded plan.
+    pub bytes_left: usize,
     pub open: Vec<(SeqId, OpenSlot)>,
     pub work: Vec<Entry>,
     pub blocks: Vec<Vec<BlockId>>,
@@ -38,6 +41,7 @@ impl Planner {
     /// The next step, or `None` if there is nothing to compute, no engine, or enough plans are out.
     pub fn plan(&mut self, now: Duration, events: &mut Events) -> Option<Plan> {
         self.expire(now, events);
+        self.expire_hopeless(now, events);
         self.waiting.age(now);
         let engine = self.engine.as_ref()?;
         if self.outstanding.len() >= self.limits.run_ahead.max(1) {
@@ -47,6 +51,7 @@ impl Planner {
             tokens_left: engine.step_tokens,
             patches_left: engine.step_patches,
             patches_used: false,
+            bytes_left: self.limits.plan_bytes.saturating_sub(base_bytes(engine)),
             open: Vec::new(),
             work: Vec::with_capacity(self.running.len() + 4),
             blocks: Vec::with_capacity(self.running.len() + 4),
@@ -60,14 +65,16 @@ impl Planner {
         if draft.work.is_empty() {
             return None;
         }
-        let release = self.engine.as_mut().map(|engine| std::mem::take(&mut engine.release)).unwrap_or_default();
+        let engine = self.engine.as_mut()?;
+        let (release, copies) = (std::mem::take(&mut engine.release), engine.swap.take_copies());
         let work = draft.work.iter().zip(draft.blocks).map(|(entry, blocks)| SlotWork {
             slot: entry.slot,
             count: entry.count as u32,
             sample: entry.sample,
             blocks,
         });
-        let plan = Plan { release, open: draft.open.into_iter().map(|(_, open)| open).collect(), work: work.collect() };
+        let open = draft.open.into_iter().map(|(_, open)| open).collect();
+        let plan = Plan { release, copies, open, work: work.collect() };
         self.outstanding.push_back(Outstanding { entries: draft.work });
         Some(plan)
     }
@@ -154,7 +161,7 @@ impl Planner {
         let missing = (running.planned + count).div_ceil(block_tokens).saturating_sub(running.table.len());
         let mut added = Vec::with_capacity(missing);
         while added.len() < missing {
-            if let Some(block) = self.engine.as_mut()?.pool.allocate() {
+            if let Some(block) = self.engine.as_mut()?.allocate() {
                 added.push(block.id());
                 let Phase::Running(running) = &mut self.arena.get_mut(id)?.phase else { return None };
                 running.table.push(block);

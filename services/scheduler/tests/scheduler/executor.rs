@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_bus::{Bus, Subscription};
-use millrace_protocol::engine::{Attach, AttachReply, EngineSpec, ExecutorBeacon};
+use millrace_protocol::engine::{Attach, AttachReply, EngineCosts, EngineSpec, ExecutorBeacon};
 use millrace_protocol::plan::StepPlan;
 use millrace_protocol::step::{SlotToken, StepOutput};
 use millrace_protocol::{ActorId, ErrorCode, JobError, SlotId};
@@ -14,6 +14,17 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use crate::support::{END, actor_id, model, tokens};
+
+/// What goes wrong, once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Never hears of the plan with this number.
+    LosesPlan(u64),
+    /// Computes this step, but its output does not arrive.
+    LosesOutput(u64),
+    /// After this many steps hears nothing more; it still beats.
+    DeafAfter(u64),
+}
 
 /// A running executor.
 pub struct Executor {
@@ -41,6 +52,7 @@ struct State {
     slots: HashMap<SlotId, Slot>,
     pending: VecDeque<StepPlan>,
     failing: Option<(String, JobError)>,
+    fault: Option<Fault>,
 }
 
 pub fn spec() -> EngineSpec {
@@ -64,8 +76,23 @@ impl Executor {
         Self::failing(bus, name, answers, None).await
     }
 
+    /// As [`Self::start`], with a fault.
+    pub async fn faulty(bus: &Bus, name: &str, answers: &[(&str, &str)], fault: Fault) -> Self {
+        Self::with(bus, name, answers, None, Some(fault)).await
+    }
+
     /// As [`Self::start`]; the first step of one job fails for that job.
     pub async fn failing(bus: &Bus, name: &str, answers: &[(&str, &str)], failing: Option<(&str, ErrorCode)>) -> Self {
+        Self::with(bus, name, answers, failing, None).await
+    }
+
+    async fn with(
+        bus: &Bus,
+        name: &str,
+        answers: &[(&str, &str)],
+        failing: Option<(&str, ErrorCode)>,
+        fault: Option<Fault>,
+    ) -> Self {
         let id = actor_id(name);
         let subjects = bus.subjects();
         let attach = bus.subscribe(&subjects.attach(&id), 100, None).await.unwrap();
@@ -83,6 +110,7 @@ impl Executor {
             slots: HashMap::new(),
             pending: VecDeque::new(),
             failing: failing.map(|(job, code)| (job.to_owned(), JobError::new(code, "scripted"))),
+            fault,
         };
         let task = tokio::spawn(state.run(attach, plans, Arc::clone(&gate)));
         Self { gate, task }
@@ -117,12 +145,18 @@ impl State {
             tokio::select! {
                 _ = beacons.tick() => self.beacon().await,
                 Some(request) = attach.next() => {
+                    if self.is_deaf() {
+                        continue;
+                    }
                     let reply = self.attach(&postcard::from_bytes(&request.payload).unwrap());
                     let body = postcard::to_stdvec(&reply).unwrap();
                     self.bus.reply(&request, body.into()).await.unwrap();
                 }
                 Some(plan) = plans.next() => {
                     let plan: StepPlan = postcard::from_bytes(&plan.payload).unwrap();
+                    if self.is_deaf() || self.fault.take_if(|fault| *fault == Fault::LosesPlan(plan.step)).is_some() {
+                        continue;
+                    }
                     if plan.session == self.session && Some(&plan.scheduler) == self.holder.as_ref() {
                         assert_eq!(plan.step, self.next_step);
                         self.next_step += 1;
@@ -135,6 +169,10 @@ impl State {
                 }
             }
         }
+    }
+
+    fn is_deaf(&self) -> bool {
+        matches!(self.fault, Some(Fault::DeafAfter(steps)) if self.steps >= steps)
     }
 
     async fn beacon(&self) {
@@ -166,7 +204,9 @@ impl State {
                 self.pending.clear();
             }
         }
-        AttachReply::Attached { session: self.session, spec: self.spec.clone() }
+        let answered_step = self.next_step - 1 - self.pending.len() as u64;
+        let (session, spec, costs) = (self.session, self.spec.clone(), EngineCosts::default());
+        AttachReply::Attached { session, spec, costs, heard_step: self.next_step - 1, answered_step }
     }
 
     async fn step(&mut self) {
@@ -214,6 +254,9 @@ impl State {
             busy_us: 100,
             idle_us: 0,
         };
+        if self.fault.take_if(|fault| *fault == Fault::LosesOutput(plan.step)).is_some() {
+            return;
+        }
         let body = postcard::to_stdvec(&output).unwrap();
         let _ = self.bus.publish(&self.bus.subjects().step(&plan.scheduler), body.into()).await;
     }

@@ -3,4 +3,5 @@
 mod answers;
 mod executor;
 mod faults;
+mod pairs;
 mod support;
