@@ -39,7 +39,7 @@ def agreement_table():
 def spread(figure, scale):
     """Median and range."""
     median, least, most = (figure[key] * scale for key in ("median", "least", "most"))
-    return f"{median:.3g} ({least:.3g} to {most:.3g})"
+    return f"{median:.0f} ({least:.0f} to {most:.0f})"
 
 
 def speed_tables():
