@@ -5,10 +5,10 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use fastrand::Rng;
+use millrace_protocol::ActorId;
 use millrace_protocol::engine::EngineSpec;
 use millrace_protocol::plan::StepPlan;
 use millrace_protocol::step::SlotToken;
-use millrace_protocol::ActorId;
 use millrace_scheduler::policy::{Blame, Events, NewSequence, Planner, SeqId};
 
 use super::ledger::Ledger;
@@ -37,6 +37,10 @@ pub struct Sums {
     pub saturated_steps: u64,
     /// Tokens of those.
     pub saturated_tokens: u64,
+    /// Sequences running in those.
+    pub saturated_running: u64,
+    /// Those among them with every token or every sequence of the limits in use.
+    pub full_steps: u64,
     /// Time the device computed, in seconds.
     pub busy_secs: f64,
     /// Time the device waited between two steps that were both planned while something ran, in seconds.
@@ -63,6 +67,8 @@ pub struct Engine {
     pub attached: bool,
     /// Whether a beacon is on its way.
     pub beacon_scheduled: bool,
+    /// Outputs taken so far.
+    pub outputs: u64,
     /// Sums for the report.
     pub sums: Sums,
     dead: bool,
@@ -83,6 +89,7 @@ impl Engine {
             incarnation: 0,
             attached: false,
             beacon_scheduled: false,
+            outputs: 0,
             sums: Sums::default(),
             dead: false,
             ledger: ledger(setup),
@@ -186,6 +193,7 @@ impl Engine {
     /// What it contradicts.
     pub fn apply(&mut self, events: &mut Events) -> Result<Duration, String> {
         let out = self.out.pop_front().ok_or("an output that nobody asked for")?;
+        self.outputs += 1;
         self.planner.apply(out.drawn, vec![], out.busy, events).map_err(|error| error.to_string())?;
         Ok(out.busy)
     }
@@ -201,15 +209,25 @@ impl Engine {
         Err(format!("{open} sequences hold {blocks} blocks, the policy counts {} and {used}", counts.running))
     }
 
-    fn sum(&mut self, setup: &Setup, plan: millrace_scheduler::policy::Plan, tokens: usize, decodes: u64, busy: Duration) {
+    fn sum(
+        &mut self,
+        setup: &Setup,
+        plan: millrace_scheduler::policy::Plan,
+        tokens: usize,
+        decodes: u64,
+        busy: Duration,
+    ) {
         let sums = &mut self.sums;
         sums.steps += 1;
         sums.tokens += tokens as u64;
         sums.decodes += decodes;
         sums.busy_secs += busy.as_secs_f64();
-        if self.planner.counts().waiting > 0 {
+        let counts = self.planner.counts();
+        if counts.waiting > 0 {
             sums.saturated_steps += 1;
             sums.saturated_tokens += tokens as u64;
+            sums.saturated_running += counts.running as u64;
+            sums.full_steps += u64::from(tokens == counts.step_tokens || counts.running == counts.max_running);
         }
         // Every sixteenth is enough for a mean.
         if setup.count_bytes && sums.steps % 16 == 1 {
@@ -240,7 +258,11 @@ fn ledger(setup: &Setup) -> Ledger {
 }
 
 /// An engine like the H200 of the brief's performance.md: its memory behind the weights in blocks of 16 tokens.
-pub fn h200_spec(blocks: u32, slots: u32, step_tokens: u32) -> Result<EngineSpec, millrace_protocol::ids::InvalidToken> {
+pub fn h200_spec(
+    blocks: u32,
+    slots: u32,
+    step_tokens: u32,
+) -> Result<EngineSpec, millrace_protocol::ids::InvalidToken> {
     Ok(EngineSpec {
         model: millrace_protocol::ModelName::new("qwen3-4b")?,
         weights_hash: "w".into(),

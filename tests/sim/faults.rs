@@ -28,7 +28,9 @@ impl World<'_> {
                     return Err(format!("job {job} is held by engine {engine}, which does not know it"));
                 }
                 let after = self.engines[engine].planner.counts();
-                if after.free_blocks < before.free_blocks || after.running + after.waiting + 1 != before.running + before.waiting {
+                if after.free_blocks < before.free_blocks
+                    || after.running + after.waiting + 1 != before.running + before.waiting
+                {
                     return Err(format!("job {job} was cancelled and still holds something: {before:?}, {after:?}"));
                 }
                 self.end(engine, job, End::Cancelled);

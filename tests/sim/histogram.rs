@@ -77,3 +77,23 @@ pub struct Summary {
     /// Largest value.
     pub max: f64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_at_most_one_per_cent_too_high() {
+        let mut histogram = Histogram::default();
+        let mut values: Vec<f64> = (0..5_003).map(|n| 1e-5 * 1.003_f64.powi(n * 7 % 5_003)).collect();
+        values.iter().for_each(|value| histogram.add(*value));
+        values.sort_by(f64::total_cmp);
+        for share in [0.01, 0.5, 0.9, 0.99, 1.0] {
+            let exact = values[((values.len() as f64 * share).ceil() as usize).max(1) - 1];
+            let found = histogram.percentile(share);
+            assert!(found >= exact * 0.999_999 && found <= exact * 1.010_001, "{share}: {found} for {exact}");
+        }
+        assert_eq!(histogram.summary().max, values[values.len() - 1]);
+        assert_eq!(Histogram::default().summary().p99, 0.0);
+    }
+}

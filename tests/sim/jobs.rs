@@ -57,6 +57,8 @@ pub struct Record {
     pub ended: Duration,
     /// Answer tokens shown.
     pub tokens: u32,
+    /// Its engine's count of outputs when the last token came.
+    pub last_step: u64,
     /// Engines that took it.
     pub attempts: u16,
     /// Wishes to end it.
@@ -75,6 +77,7 @@ impl Record {
         last_delta: Duration::ZERO,
         ended: Duration::ZERO,
         tokens: 0,
+        last_step: 0,
         attempts: 0,
         cancelled: false,
     };

@@ -160,3 +160,76 @@ impl Ledger {
 pub fn token(job: u32, place: usize) -> u32 {
     10 + (job.wrapping_mul(31).wrapping_add(place as u32)) % 50_000
 }
+
+#[cfg(test)]
+mod tests {
+    use millrace_protocol::plan::{OpenSlot, SlotWork};
+    use millrace_protocol::sampling::ResolvedSampling;
+    use millrace_protocol::{BlockId, JobId};
+
+    use super::*;
+    use crate::sim::engine::h200_spec;
+
+    fn ledger() -> Ledger {
+        Ledger::new(&h200_spec(8, 2, 32).unwrap(), 32, 2)
+    }
+
+    fn open(slot: u32, tokens: usize) -> OpenSlot {
+        OpenSlot {
+            slot: SlotId(slot),
+            job: JobId::new(slot.to_string()).unwrap(),
+            tokens: vec![5; tokens],
+            prompt_tokens: tokens as u32,
+            media: vec![],
+            sampling: ResolvedSampling::greedy(),
+            cached_tokens: 0,
+            blocks: vec![],
+        }
+    }
+
+    fn work(slot: u32, count: u32, sample: bool, blocks: &[u32]) -> SlotWork {
+        let blocks = blocks.iter().copied().map(BlockId).collect();
+        SlotWork { slot: SlotId(slot), count, sample, blocks }
+    }
+
+    fn book(ledger: &mut Ledger, release: &[u32], open: Vec<OpenSlot>, work: Vec<SlotWork>) -> Result<Step, String> {
+        let release = release.iter().copied().map(SlotId).collect();
+        ledger.book(&Plan { release, open, work }, |name| (name.parse().unwrap(), None))
+    }
+
+    #[test]
+    fn a_lawful_plan_is_booked() {
+        let mut ledger = ledger();
+        let step = book(&mut ledger, &[], vec![open(0, 20)], vec![work(0, 20, true, &[3, 4])]).unwrap();
+        assert_eq!((step.tokens, step.load.prefill_tokens, step.drawn.len()), (20, 20, 1));
+        let step = book(&mut ledger, &[], vec![], vec![work(0, 1, true, &[])]).unwrap();
+        assert_eq!((step.load.decodes, step.load.context_tokens), (1, 20));
+        assert_eq!(ledger.held(), (1, 2));
+        book(&mut ledger, &[0], vec![open(0, 4)], vec![work(0, 4, true, &[3])]).unwrap();
+        assert_eq!(ledger.held(), (1, 1));
+    }
+
+    #[test]
+    fn every_unlawful_plan_is_refused() {
+        let cases: [(&str, Vec<OpenSlot>, Vec<SlotWork>); 8] = [
+            ("tokens in a step", vec![open(1, 40)], vec![work(1, 33, false, &[1, 2, 5])]),
+            ("second sequence", vec![open(1, 4)], vec![work(1, 4, true, &[3])]),
+            ("does not exist", vec![open(1, 4)], vec![work(1, 4, true, &[8])]),
+            ("opened twice", vec![open(0, 4)], vec![work(0, 4, true, &[5])]),
+            ("is not open", vec![], vec![work(1, 1, true, &[])]),
+            ("computes", vec![open(1, 20)], vec![work(1, 20, true, &[5])]),
+            ("draws before", vec![open(1, 20)], vec![work(1, 10, true, &[5])]),
+            ("works twice", vec![], vec![work(0, 1, true, &[]), work(0, 1, true, &[])]),
+        ];
+        for (what, open_slots, works) in cases {
+            let mut ledger = ledger();
+            book(&mut ledger, &[], vec![open(0, 20)], vec![work(0, 20, true, &[3, 4])]).unwrap();
+            let refusal = book(&mut ledger, &[], open_slots, works).unwrap_err();
+            assert!(refusal.contains(what), "{refusal:?} is not about {what:?}");
+        }
+        assert!(book(&mut ledger(), &[0], vec![], vec![]).unwrap_err().contains("not open"));
+        assert!(book(&mut ledger(), &[], vec![], vec![]).unwrap_err().contains("empty"));
+        let many = (0..3).map(|slot| open(slot, 4)).collect();
+        assert!(book(&mut ledger(), &[], many, vec![]).unwrap_err().contains("run"));
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //!     cargo run -p millrace-tests --bin millrace-sim -- storm --seed 7
 //!     cargo run --release -p millrace-tests --bin millrace-sim -- linear --engines 1000 --jobs 1000000 --json
-#![allow(clippy::print_stdout, clippy::disallowed_methods)] // Its product is what it prints; its own speed is real time.
+#![allow(clippy::print_stdout, clippy::disallowed_methods)] // A program for people; it measures its own speed.
 
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use millrace_tests::sim::{Scenario, run};
 /// fitted to an H200 says. Exits with 1 and the seed if an invariant does not hold.
 #[derive(Debug, Parser)]
 struct Args {
-    /// saturation, storm, linear, fairness, starvation, mixed or chaos.
+    /// saturation, storm, linear, fairness, flood, starvation, mixed or chaos.
     scenario: String,
     /// Decides everything random: the same seed gives the same run.
     #[arg(long, default_value_t = 1)]
@@ -63,9 +63,7 @@ fn main() -> Result<()> {
     for seed in args.seed..args.seed + args.seeds {
         let mut setup = Scenario::named(&args.scenario)?.setup(seed)?;
         if let Some(engines) = args.engines {
-            setup.engines = engines;
-            // As many preprocess actors as keep up with their offers.
-            setup.preprocess.0 = setup.preprocess.0.max(engines / 8);
+            setup = setup.with_engines(engines);
         }
         let rate = args.per_sec;
         match args.arrivals.as_deref() {

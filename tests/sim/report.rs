@@ -23,6 +23,8 @@ pub struct Measures {
     e2e: Histogram,
     queue: Histogram,
     longest_wait_by_priority: [f64; 10],
+    wait_by_tenant: Vec<(f64, u32)>,
+    skipped_steps: u64,
     /// Device time of steps.
     pub step_secs: Histogram,
     /// Sequences that lost their slot.
@@ -57,6 +59,8 @@ impl Measures {
             e2e: Histogram::default(),
             queue: Histogram::default(),
             longest_wait_by_priority: [0.0; 10],
+            wait_by_tenant: vec![(0.0, 0); tenants],
+            skipped_steps: 0,
             step_secs: Histogram::default(),
             preemptions: 0,
             busy_answers: 0,
@@ -81,17 +85,23 @@ impl Measures {
         self.queue.add(wait);
         let longest = &mut self.longest_wait_by_priority[usize::from(spec.priority.min(9))];
         *longest = longest.max(wait);
+        let tenant = &mut self.wait_by_tenant[spec.tenant as usize];
+        (tenant.0, tenant.1) = (tenant.0 + wait, tenant.1 + 1);
         self.prompt_tokens += u64::from(spec.prompt);
         self.cached_tokens += cached as u64;
         self.served[spec.tenant as usize] += u64::from(spec.prompt) - (cached as u64).min(u64::from(spec.prompt));
     }
 
     /// A token came; `before`: when the one before did.
-    pub fn token(&mut self, record: &Record, before: Option<Duration>, spec: &JobSpec, now: Duration) {
+    pub fn token(&mut self, record: &Record, before: Option<(Duration, u64)>, spec: &JobSpec, now: Duration) {
         self.served[spec.tenant as usize] += DRAWN_WEIGHT;
         match before {
             None => self.ttft.add((now - record.published).as_secs_f64()),
-            Some(before) => self.itl.add((now - before).as_secs_f64()),
+            Some((before, step)) => {
+                self.itl.add((now - before).as_secs_f64());
+                // Behind a change of engines the counts say nothing.
+                self.skipped_steps += u64::from(record.attempts == 1 && record.last_step > step + 1);
+            }
         }
     }
 
@@ -159,14 +169,22 @@ pub struct Report {
     pub queue_secs: Summary,
     /// Longest such wait by priority 0 to 9.
     pub longest_wait_secs_by_priority: [f64; 10],
+    /// Mean such wait by tenant.
+    pub mean_wait_secs_by_tenant: Vec<f64>,
     /// Device time of steps.
     pub step_secs: Summary,
     /// 99th percentile of the gaps between tokens over the median step.
     pub itl_p99_in_steps: f64,
+    /// Share of the gaps in which the engine ran a step without the sequence.
+    pub gaps_with_a_skipped_step: f64,
     /// Steps.
     pub steps: u64,
     /// Share of the token budget that is used while something waits.
     pub budget_used_saturated: f64,
+    /// Share of the sequences allowed that run while something waits.
+    pub sequences_used_saturated: f64,
+    /// Share of the saturated steps in which all tokens or all sequences are in use.
+    pub full_steps_saturated: f64,
     /// Steps behind which something waited.
     pub saturated_steps: u64,
     /// Share of the token budget used in all steps.
@@ -218,6 +236,8 @@ impl Report {
             all.decodes += sums.decodes;
             all.saturated_steps += sums.saturated_steps;
             all.saturated_tokens += sums.saturated_tokens;
+            all.saturated_running += sums.saturated_running;
+            all.full_steps += sums.full_steps;
             all.busy_secs += sums.busy_secs;
             all.idle_secs += sums.idle_secs;
             all.plan_bytes += sums.plan_bytes;
@@ -228,6 +248,7 @@ impl Report {
         // Beacons that nothing changed for: four a second from each scheduler and executor.
         messages.beacons += (secs * 4.0 * 2.0 * engines.len() as f64) as u64;
         let budget = setup.limits.step_tokens.min(setup.spec.step_tokens as usize) as f64;
+        let most_running = engines.first().map_or(0, |engine| engine.planner.counts().max_running) as f64;
         let ratio = |part: f64, whole: f64| if whole > 0.0 { part / whole } else { 0.0 };
         let drawn: u64 = records.iter().map(|record| u64::from(record.tokens)).sum();
         let stored = messages.stored() as f64 / secs;
@@ -247,10 +268,18 @@ impl Report {
             e2e_secs: measures.e2e.summary(),
             queue_secs: measures.queue.summary(),
             longest_wait_secs_by_priority: measures.longest_wait_by_priority,
+            mean_wait_secs_by_tenant: measures
+                .wait_by_tenant
+                .iter()
+                .map(|(sum, count)| ratio(*sum, f64::from(*count)))
+                .collect(),
             step_secs,
             itl_p99_in_steps: ratio(itl_secs.p99, step_secs.p50),
+            gaps_with_a_skipped_step: ratio(measures.skipped_steps as f64, itl_secs.count as f64),
             steps: all.steps,
             budget_used_saturated: ratio(all.saturated_tokens as f64, all.saturated_steps as f64 * budget),
+            sequences_used_saturated: ratio(all.saturated_running as f64, all.saturated_steps as f64 * most_running),
+            full_steps_saturated: ratio(all.full_steps as f64, all.saturated_steps as f64),
             saturated_steps: all.saturated_steps,
             budget_used: ratio(all.tokens as f64, all.steps as f64 * budget),
             device_busy: ratio(all.busy_secs, secs * engines.len() as f64),
@@ -282,8 +311,16 @@ impl Report {
         };
         let mut text = format!(
             "{} seed {}: {} jobs on {} engines in {:.1} virtual s ({} done, {} cancelled, {} expired, {} refused, {} poison)\n",
-            self.scenario, self.seed, self.jobs, self.engines, self.virtual_secs, self.ends.done,
-            self.ends.cancelled, self.ends.expired, self.ends.refused, self.ends.poison
+            self.scenario,
+            self.seed,
+            self.jobs,
+            self.engines,
+            self.virtual_secs,
+            self.ends.done,
+            self.ends.cancelled,
+            self.ends.expired,
+            self.ends.refused,
+            self.ends.poison
         );
         text += &format!("  ms    {:>11}{:>11}{:>11}{:>11}{:>11}\n", "mean", "p50", "p90", "p99", "max");
         let rows = [("queue", &self.queue_secs), ("TTFT", &self.ttft_secs), ("ITL", &self.itl_secs)];
@@ -291,19 +328,36 @@ impl Report {
             text += &row(name, summary);
         }
         text += &format!(
-            "  ITL p99 = {:.2} median steps; budget used {:.2} % while saturated ({} of {} steps), {:.2} % over all; device busy {:.2} %, idle gap {:.3} %\n",
-            self.itl_p99_in_steps, self.budget_used_saturated * 100.0, self.saturated_steps, self.steps,
-            self.budget_used * 100.0, self.device_busy * 100.0, self.idle_gap * 100.0
+            "  ITL p99 = {:.2} median steps, {:.4} % of gaps skip a step; while saturated ({} of {} steps) {:.2} % of tokens and {:.2} % of sequences are used, {:.2} % of steps are full; device busy {:.2} %, idle gap {:.3} %\n",
+            self.itl_p99_in_steps,
+            self.gaps_with_a_skipped_step * 100.0,
+            self.saturated_steps,
+            self.steps,
+            self.budget_used_saturated * 100.0,
+            self.sequences_used_saturated * 100.0,
+            self.full_steps_saturated * 100.0,
+            self.device_busy * 100.0,
+            self.idle_gap * 100.0
         );
         text += &format!(
             "  {:.2} jobs/s per engine, {:.0} tokens/s; fairness {:.4}; {} preemptions; {:.1} % of prompts cached; {} busy answers; faults {:?}\n",
-            self.jobs_per_sec_per_engine, self.out_tokens_per_sec, self.fairness, self.preemptions,
-            self.cached_share * 100.0, self.busy_answers, self.faults
+            self.jobs_per_sec_per_engine,
+            self.out_tokens_per_sec,
+            self.fairness,
+            self.preemptions,
+            self.cached_share * 100.0,
+            self.busy_answers,
+            self.faults
         );
         text += &format!(
             "  plan {:.0} B, {:.1} B per sequence; {:.0} messages/s, {:.0} stored/s; servers needed {:.3} core, {:.3} fenced, {:.2} fsync\n",
-            self.plan_bytes, self.plan_bytes_per_sequence, self.messages_per_sec, self.stored_per_sec,
-            self.nats_servers_needed[0], self.nats_servers_needed[1], self.nats_servers_needed[2]
+            self.plan_bytes,
+            self.plan_bytes_per_sequence,
+            self.messages_per_sec,
+            self.stored_per_sec,
+            self.nats_servers_needed[0],
+            self.nats_servers_needed[1],
+            self.nats_servers_needed[2]
         );
         text + &format!("  digest {}\n", self.digest)
     }

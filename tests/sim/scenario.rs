@@ -59,6 +59,8 @@ pub enum Scenario {
     Linear,
     /// Tenants with short and with long jobs compete.
     Fairness,
+    /// One tenant publishes thousands of jobs at once, others a few afterwards.
+    Flood,
     /// Low priorities under a flood of the highest.
     Starvation,
     /// Mixed lengths and classes at four fifths of capacity.
@@ -69,11 +71,12 @@ pub enum Scenario {
 
 impl Scenario {
     /// All of them, by name.
-    pub const ALL: [(&str, Self); 7] = [
+    pub const ALL: [(&str, Self); 8] = [
         ("saturation", Self::Saturation),
         ("storm", Self::Storm),
         ("linear", Self::Linear),
         ("fairness", Self::Fairness),
+        ("flood", Self::Flood),
         ("starvation", Self::Starvation),
         ("mixed", Self::Mixed),
         ("chaos", Self::Chaos),
@@ -124,6 +127,13 @@ impl Scenario {
                 ];
                 setup.waiting = 512;
             }
+            Self::Flood => {
+                load.jobs = 4_000;
+                load.flood = 3_000;
+                load.arrivals = Arrivals::Poisson { per_sec: 40.0 };
+                load.tenants = vec![0.0, 1.0, 1.0, 1.0];
+                load.kinds = vec![kind(1.0, Length::Uniform(256, 1_024), Length::Uniform(8, 96), 5, false)];
+            }
             Self::Starvation => {
                 load.jobs = 6_000;
                 load.arrivals = Arrivals::Poisson { per_sec: 75.0 };
@@ -152,6 +162,15 @@ impl Scenario {
     }
 }
 
+impl Setup {
+    /// The same with so many engines, and as many preprocess actors as keep up with their offers.
+    pub fn with_engines(mut self, engines: usize) -> Self {
+        self.engines = engines;
+        self.preprocess.0 = self.preprocess.0.max(engines / 8);
+        self
+    }
+}
+
 fn base(scenario: Scenario, seed: u64) -> Result<Setup> {
     let name = Scenario::ALL.iter().find(|(_, other)| *other == scenario).map_or("", |(name, _)| name);
     Ok(Setup {
@@ -169,6 +188,7 @@ fn base(scenario: Scenario, seed: u64) -> Result<Setup> {
             arrivals: Arrivals::AtOnce,
             kinds: vec![],
             tenants: vec![1.0],
+            flood: 0,
             shared_prefix: 0,
             stop_share: 0.0,
             cancel_share: 0.0,
@@ -231,6 +251,7 @@ fn chaos(setup: &mut Setup) -> Result<()> {
         arrivals: arrivals[rng.usize(0..arrivals.len())],
         kinds,
         tenants: (0..rng.usize(1..6)).map(|_| 0.1 + rng.f64()).collect(),
+        flood: 0,
         shared_prefix: rng.u32(0..80),
         stop_share: rng.f64(),
         cancel_share: if rng.bool() { 0.0 } else { 0.3 * rng.f64() },

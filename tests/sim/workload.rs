@@ -92,6 +92,8 @@ pub struct Workload {
     pub kinds: Vec<Kind>,
     /// Relative number of jobs of each tenant.
     pub tenants: Vec<f64>,
+    /// So many of the first jobs are the first tenant's and arrive at once, before all others.
+    pub flood: u32,
     /// Leading prompt tokens that all jobs of a tenant share.
     pub shared_prefix: u32,
     /// Share of jobs that end by an end-of-text token before their `max_tokens`.
@@ -157,7 +159,7 @@ impl Workload {
             stops,
             priority: kind.priority,
             interactive: kind.interactive,
-            tenant: pick(self.tenants.iter().copied(), &mut rng) as u32,
+            tenant: if index < self.flood { 0 } else { pick(self.tenants.iter().copied(), &mut rng) as u32 },
             shared: self.shared_prefix.min(prompt),
             cancel_after: cancelled.then(|| Duration::from_secs_f64(rng.f64() * rng.f64() * 20.0)),
             deadline: hurried.then(|| Duration::from_secs_f64(0.05 + rng.f64() * self.deadline.1)),
@@ -166,7 +168,13 @@ impl Workload {
 
     /// Moments of arrival, in order.
     pub fn clock(&self, seed: u64) -> ArrivalClock {
-        ArrivalClock { arrivals: self.arrivals, rng: Rng::with_seed(seed ^ 0xA11), now: 0.0, in_burst: 0 }
+        ArrivalClock {
+            arrivals: self.arrivals,
+            flood: self.flood,
+            rng: Rng::with_seed(seed ^ 0xA11),
+            now: 0.0,
+            in_burst: 0,
+        }
     }
 }
 
@@ -174,6 +182,7 @@ impl Workload {
 #[derive(Debug)]
 pub struct ArrivalClock {
     arrivals: Arrivals,
+    flood: u32,
     rng: Rng,
     now: f64,
     in_burst: u32,
@@ -186,6 +195,10 @@ impl ArrivalClock {
 
     /// When the next job arrives.
     pub fn tick(&mut self) -> Duration {
+        if self.flood > 0 {
+            self.flood -= 1;
+            return Duration::ZERO;
+        }
         match self.arrivals {
             Arrivals::AtOnce => {}
             Arrivals::Poisson { per_sec } => self.wait(per_sec),

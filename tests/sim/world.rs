@@ -24,7 +24,9 @@ const TICK: Duration = Duration::from_millis(25);
 
 /// An invariant that did not hold.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("scenario {scenario}, seed {seed}, at {at:?}: {what}\nalone: cargo run -p millrace-tests --bin millrace-sim -- {scenario} --seed {seed}")]
+#[error(
+    "scenario {scenario}, seed {seed}, at {at:?}: {what}\nalone: cargo run -p millrace-tests --bin millrace-sim -- {scenario} --seed {seed}"
+)]
 pub struct Violation {
     /// Settings.
     pub scenario: String,
@@ -324,8 +326,9 @@ impl<'a> World<'a> {
             Event::Preempted => self.measures.preemptions += 1,
             Event::Token { token, .. } => {
                 let record = &mut self.records[job as usize];
-                let before = record.first_token.map(|_| record.last_token);
+                let before = record.first_token.map(|_| (record.last_token, record.last_step));
                 record.show(job, token, &spec, self.now)?;
+                record.last_step = self.engines[engine].outputs;
                 self.measures.token(record, before, &spec, self.now);
                 let gap = if spec.interactive { Duration::ZERO } else { self.setup.coalesce };
                 if self.now - record.last_delta >= gap || record.tokens == 1 {
@@ -415,5 +418,9 @@ impl<'a> World<'a> {
 }
 
 fn prompt_token(job: u32, spec: &JobSpec, place: u32) -> u32 {
-    if place < spec.shared { 100 + spec.tenant * 1_000 + place } else { 10_000 + job.wrapping_mul(977).wrapping_add(place) % 100_000 }
+    if place < spec.shared {
+        100 + spec.tenant * 1_000 + place
+    } else {
+        10_000 + job.wrapping_mul(977).wrapping_add(place) % 100_000
+    }
 }
