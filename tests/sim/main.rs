@@ -47,6 +47,9 @@ struct Args {
     /// Plans sent ahead.
     #[arg(long)]
     run_ahead: Option<usize>,
+    /// Offers go to the roomier of two schedulers drawn by lot, not to the roomiest of all.
+    #[arg(long)]
+    two_choices: bool,
     /// Mean seconds between deaths of executors.
     #[arg(long)]
     executor_deaths_secs: Option<f64>,
@@ -74,6 +77,7 @@ fn main() -> Result<()> {
             Some("diurnal") => setup.workload.arrivals = Arrivals::Diurnal { per_sec: rate, period_secs: 60.0 },
             Some(other) => bail!("no arrivals {other:?}; there are: at-once, poisson, bursty, diurnal"),
         }
+        setup.two_choices = args.two_choices;
         setup.workload.jobs = args.jobs.unwrap_or(setup.workload.jobs);
         setup.waiting = args.waiting.unwrap_or(setup.waiting);
         setup.limits.run_ahead = args.run_ahead.unwrap_or(setup.limits.run_ahead);
@@ -93,6 +97,7 @@ fn main() -> Result<()> {
         if args.json {
             let mut document = serde_json::to_value(&report)?;
             document["wall_secs"] = wall.into();
+            document["build"] = if cfg!(debug_assertions) { "dev" } else { "release" }.into();
             println!("{}", serde_json::to_string_pretty(&document)?);
         } else {
             print!("{}  {wall:.2} s of real time\n", report.text());

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 
+use fastrand::Rng;
+
 /// One preprocess actor's view of all schedulers.
 #[derive(Debug, Default)]
 pub struct Router {
@@ -28,6 +30,18 @@ impl Router {
     /// The roomiest one, one of its places taken.
     pub fn choose(&mut self) -> Option<usize> {
         let &(free_jobs, free_blocks, engine) = self.order.last()?;
+        self.hear(engine, free_jobs - 1, free_blocks);
+        Some(engine)
+    }
+
+    /// The roomier of two drawn by lot, so that actors with the same beacons do not all run to the same place.
+    pub fn choose_of_two(&mut self, rng: &mut Rng) -> Option<usize> {
+        let drawn = [(); 2].map(|()| rng.usize(0..self.heard.len()));
+        let engine = drawn.into_iter().max_by_key(|engine| self.heard[*engine])?;
+        let (free_jobs, free_blocks) = self.heard[engine];
+        if free_jobs == 0 {
+            return self.choose();
+        }
         self.hear(engine, free_jobs - 1, free_blocks);
         Some(engine)
     }

@@ -30,6 +30,8 @@ pub struct Setup {
     pub cost: CostModel,
     /// Preprocess actors, and jobs that each of them has in hand: interactive ones, others.
     pub preprocess: (usize, usize, usize),
+    /// Whether an actor takes the roomier of two schedulers drawn by lot instead of the roomiest of all.
+    pub two_choices: bool,
     /// What arrives.
     pub workload: Workload,
     /// Mean seconds between the deaths of executors, over all engines; 0: none dies.
@@ -183,6 +185,7 @@ fn base(scenario: Scenario, seed: u64) -> Result<Setup> {
         waiting: 64,
         cost: CostModel::H200_QWEN3_4B,
         preprocess: (2, 32, 16),
+        two_choices: false,
         workload: Workload {
             jobs: 1_000,
             arrivals: Arrivals::AtOnce,

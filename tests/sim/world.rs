@@ -225,7 +225,11 @@ impl<'a> World<'a> {
                     continue;
                 }
                 let pre = job as usize % self.routers.len();
-                let Some(engine) = self.routers[pre].choose() else { break };
+                let chosen = match self.setup.two_choices {
+                    true => self.routers[pre].choose_of_two(&mut self.rng),
+                    false => self.routers[pre].choose(),
+                };
+                let Some(engine) = chosen else { break };
                 self.classes[class].ready.pop_front();
                 self.records[job as usize].place = Place::Offered;
                 self.messages.job_control += 2;
