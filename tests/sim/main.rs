@@ -100,7 +100,7 @@ fn main() -> Result<()> {
             document["build"] = if cfg!(debug_assertions) { "dev" } else { "release" }.into();
             println!("{}", serde_json::to_string_pretty(&document)?);
         } else {
-            print!("{}  {wall:.2} s of real time\n", report.text());
+            println!("{}  {wall:.2} s of real time", report.text());
         }
     }
     Ok(())
