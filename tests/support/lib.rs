@@ -4,4 +4,6 @@
 pub mod cluster;
 pub mod samples;
 pub mod service;
+#[path = "../sim/mod.rs"]
+pub mod sim;
 pub mod workspace;

@@ -291,6 +291,11 @@ fn delivery(message: Message) -> Result<JobDelivery, BusError> {
     })
 }
 
+/// When a job was stored in the work queue, milliseconds since 1970, by the subject that acknowledges it.
+pub fn published_unix_ms(ack_subject: &str) -> Option<u64> {
+    Position::parse(ack_subject).map(|position| position.unix_ms)
+}
+
 /// What an ack subject says (ADR-15): `$JS.ACK.[domain.account.]stream.consumer.delivered.stream_seq.consumer_seq.time.pending`.
 struct Position {
     attempt: u32,
@@ -324,6 +329,7 @@ mod tests {
         let new = "$JS.ACK.hub.ACCHASH.JOBS.pre-batch.3.77.5.1700000000123456789.2";
         for subject in [old, new] {
             let position = Position::parse(subject).expect(subject);
+            assert_eq!(published_unix_ms(subject), Some(1_700_000_000_123));
             assert_eq!((position.attempt, position.stream_seq, position.unix_ms), (3, 77, 1_700_000_000_123));
         }
         for bad in ["", "$JS.ACK.a.b.1.2.3.4", "$JS.ACK.a.b.x.2.3.4.5"] {

@@ -28,7 +28,7 @@ pub use core::{Headers, Incoming, Subscription};
 pub use errors::{AppendError, BusError, Kind};
 pub use events::BusEvents;
 pub use follow::Follow;
-pub use jobs::{JobConsumer, JobDelivery, Published};
+pub use jobs::{JobConsumer, JobDelivery, Published, published_unix_ms};
 pub use managed::{ManagedOptions, ManagedServer};
 pub use service::{ServiceHandle, ServiceInfo};
 pub use status::{ConsumerStatus, StreamStatus};

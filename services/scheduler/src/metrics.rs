@@ -54,13 +54,13 @@ pub struct ModelMetrics {
     pub step_secs: Histogram,
     /// Time the device waited for a plan.
     pub starved_secs: Histogram,
-    /// From acceptance to the first plan.
+    /// From publication to the first plan.
     pub queue_secs: Histogram,
-    /// From acceptance to the first token.
+    /// From publication to the first token.
     pub ttft_secs: Histogram,
     /// Between two tokens of a job.
     pub itl_secs: Histogram,
-    /// From acceptance to the end.
+    /// From publication to the end.
     pub job_secs: Histogram,
     /// Tokens drawn and kept.
     pub generated: IntCounter,
@@ -99,14 +99,14 @@ impl SchedulerMetrics {
             step_tokens: make.histogram("step_tokens", "Tokens computed in one step", STEP_TOKENS)?,
             step_secs: make.histogram("step_seconds", "Time the device was busy with one step", STEP_SECS)?,
             starved_secs: make.histogram("executor_idle_seconds", "Time the device waited for a plan", STEP_SECS)?,
-            queue_secs: make.histogram("queue_seconds", "Time from acceptance to the first plan", TTFT_SECS)?,
+            queue_secs: make.histogram("queue_seconds", "Time from publication to the first plan", TTFT_SECS)?,
             ttft_secs: make.histogram(
                 "time_to_first_token_seconds",
-                "Time from acceptance to the first token",
+                "Time from publication to the first token",
                 TTFT_SECS,
             )?,
             itl_secs: make.histogram("inter_token_seconds", "Time between two tokens of a job", INTER_TOKEN_SECS)?,
-            job_secs: make.histogram("job_seconds", "Time from acceptance to the end", JOB_SECS)?,
+            job_secs: make.histogram("job_seconds", "Time from publication to the end", JOB_SECS)?,
             generated: make.counter("generated_tokens_total", "Tokens drawn and kept", &[])?,
             prompt: make.counter("prompt_tokens_total", "Prompt tokens of admitted jobs", &[])?,
             cached: make.counter("cached_tokens_total", "Prompt tokens found in the prefix cache", &[])?,

@@ -37,6 +37,8 @@ pub(super) struct Held {
     pub metadata_json: Option<String>,
     /// When it was accepted.
     pub accepted_at: Duration,
+    /// Time between its publication and its acceptance.
+    pub age: Duration,
     /// When the first plan held it.
     pub planned_at: Option<Duration>,
     /// When this owner's first token came.
@@ -64,6 +66,11 @@ pub(super) enum Outcome {
 }
 
 impl Held {
+    /// Time since its publication: what its publisher sees, the wait in the work queue and preprocessing included.
+    pub fn since_published(&self, now: Duration) -> Duration {
+        self.age + now.saturating_sub(self.accepted_at)
+    }
+
     /// The job's terminal message.
     pub fn last_message(&self, outcome: Outcome, now: Duration) -> Final {
         let since = |at: Option<Duration>| at.map_or(0.0, |at| millis(at.saturating_sub(self.accepted_at)));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use bytes::Bytes;
-use millrace_bus::Incoming;
+use millrace_bus::{Incoming, published_unix_ms};
 use millrace_protocol::ready::{Offer, OfferReply, ReadyJob, Shown};
 use millrace_protocol::{Class, ErrorCode, FinishReason, JobError, JobId, Status};
 use tokio_util::task::AbortOnDropHandle;
@@ -77,6 +77,7 @@ impl SchedulerActor {
             preprocess_ms: ready.preprocess_ms,
             metadata_json: ready.metadata_json.clone(),
             accepted_at: now,
+            age: self.age(&delivery.ack_subject),
             planned_at: None,
             first_token_at: None,
             last_token_at: None,
@@ -92,6 +93,12 @@ impl SchedulerActor {
         } else {
             self.submit(ready, shown, now);
         }
+    }
+
+    /// Time since the work queue stored a job; none if its subject does not say.
+    fn age(&self, ack_subject: &str) -> Duration {
+        let published = published_unix_ms(ack_subject).unwrap_or(u64::MAX);
+        Duration::from_millis(self.clock.unix_ms().saturating_sub(published))
     }
 
     fn submit(&mut self, ready: ReadyJob, shown: Shown, now: Duration) {

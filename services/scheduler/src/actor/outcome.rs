@@ -64,7 +64,7 @@ impl SchedulerActor {
         self.beacon_due = true;
         if !again {
             held.cached_tokens = cached_tokens.min(held.prompt_tokens);
-            self.metrics.queue_secs.observe(now.saturating_sub(held.accepted_at).as_secs_f64());
+            self.metrics.queue_secs.observe(held.since_published(now).as_secs_f64());
             self.metrics.prompt.inc_by(held.prompt_tokens as u64);
             self.metrics.cached.inc_by(held.cached_tokens as u64);
         }
@@ -78,7 +78,7 @@ impl SchedulerActor {
             None => {
                 held.first_token_at = Some(now);
                 if held.resumed_tokens == 0 {
-                    self.metrics.ttft_secs.observe(now.saturating_sub(held.accepted_at).as_secs_f64());
+                    self.metrics.ttft_secs.observe(held.since_published(now).as_secs_f64());
                 }
             }
         }
@@ -112,7 +112,7 @@ impl SchedulerActor {
         }
         let last = held.last_message(outcome, now);
         self.metrics.ended(last.status, last.error.as_ref().map(|error| error.code));
-        self.metrics.job_secs.observe(now.saturating_sub(held.accepted_at).as_secs_f64());
+        self.metrics.job_secs.observe(held.since_published(now).as_secs_f64());
         held.log.end(End::Final(Box::new(last)));
         self.beacon_due = true;
     }
