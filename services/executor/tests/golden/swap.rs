@@ -39,18 +39,25 @@ fn run(engine: &mut dyn StepEngine, family: &mut Family, plan: &StepPlan) -> (Ve
     (output.tokens.iter().map(|token| token.token).collect(), bits.unwrap_or_default())
 }
 
+/// The longest prompt without media.
+fn longest(family: &Family) -> &Case {
+    let texts = family.cases.iter().filter(|case| case.media.is_empty());
+    texts.max_by_key(|case| case.greedy().prompt.len()).unwrap()
+}
+
 /// A sequence's next token and logits after its blocks went to host memory, others used their places, and they came back
 /// elsewhere; and the same without all that, from the same cached blocks.
 fn swapped_and_not(name: &str, dtype: Dtype) -> [(Vec<u32>, Vec<u32>); 2] {
     let mut family = Family::open(name);
-    let prompt = family.cases[0].greedy().prompt;
+    let prompt = longest(&family).greedy().prompt;
     let full = (prompt.len() - 1) / BLOCK_TOKENS;
+    assert!(full > 0 && full <= 40, "{full} full blocks");
     let cached = full * BLOCK_TOKENS;
     let home: Vec<u32> = (10..10 + prompt.len().div_ceil(BLOCK_TOKENS) as u32).collect();
     [true, false].map(|swapped| {
         let mut engine = family.engine(dtype);
         assert!(engine.keep_host_blocks(64 << 20) as usize > full);
-        let first = open(0, &family.cases[0], prompt.clone(), 0, &[]);
+        let first = open(0, longest(&family), prompt.clone(), 0, &[]);
         let mut step = plan(vec![], vec![first], vec![work(0, prompt.len(), home.clone())]);
         run(&mut engine, &mut family, &step);
         // Pages in an order of their own.
@@ -61,7 +68,7 @@ fn swapped_and_not(name: &str, dtype: Dtype) -> [(Vec<u32>, Vec<u32>); 2] {
         }
         let other: Vec<u32> = prompt.iter().rev().copied().collect();
         let place = if swapped { home.clone() } else { (100..100 + home.len() as u32).collect() };
-        step = plan(copies, vec![open(1, &family.cases[0], other, 0, &[])], vec![work(1, prompt.len(), place)]);
+        step = plan(copies, vec![open(1, longest(&family), other, 0, &[])], vec![work(1, prompt.len(), place)]);
         step.release = vec![SlotId(0)];
         run(&mut engine, &mut family, &step);
         let mut copies = vec![];
@@ -69,7 +76,7 @@ fn swapped_and_not(name: &str, dtype: Dtype) -> [(Vec<u32>, Vec<u32>); 2] {
             table = (0..full as u32).map(|n| 60 + 7 * n % 40).collect();
             copies.extend((0..full).map(|n| BlockCopy::In { page: page(n), block: BlockId(table[n]) }));
         }
-        let again = open(2, &family.cases[0], prompt.clone(), cached, &table);
+        let again = open(2, longest(&family), prompt.clone(), cached, &table);
         run(&mut engine, &mut family, &plan(copies, vec![again], vec![work(2, prompt.len() - cached, [150])]))
     })
 }
@@ -108,9 +115,9 @@ fn costs_are_measured_on_the_engine_and_leave_it_free() {
     let costs = millrace_executor::measure::measure(&mut engine, host_blocks, &Clock::system());
     assert!(costs.token_ns > 0 && costs.swap_out_ns > 0 && costs.swap_in_ns > 0, "{costs:?}");
     assert_eq!(costs.host_blocks, host_blocks);
-    let request = family.cases[0].greedy();
+    let request = longest(&family).greedy();
     let result = family.run(&mut engine, std::slice::from_ref(&request), &Default::default()).remove(0);
-    assert_eq!(result.tokens, family.cases[0].answer);
+    assert_eq!(result.tokens, longest(&family).answer);
     let none = engine.keep_host_blocks(0);
     assert_eq!(
         (none, millrace_executor::measure::measure(&mut engine, none, &Clock::system())),
