@@ -194,7 +194,7 @@ mod tests {
 
     fn book(ledger: &mut Ledger, release: &[u32], open: Vec<OpenSlot>, work: Vec<SlotWork>) -> Result<Step, String> {
         let release = release.iter().copied().map(SlotId).collect();
-        ledger.book(&Plan { release, open, work }, |name| (name.parse().unwrap(), None))
+        ledger.book(&Plan { release, copies: Vec::new(), open, work }, |name| (name.parse().unwrap(), None))
     }
 
     #[test]

@@ -77,7 +77,15 @@ fn measured_step(planner: &mut Planner, tokens: Vec<SlotToken>, now: Duration, e
 
 fn plan_bytes(plan: Plan, step: u64) -> usize {
     let scheduler = ActorId::new("scheduler-4f1c2a9b7d").expect("a name");
-    let plan = StepPlan { scheduler, session: 1, step, release: plan.release, open: plan.open, work: plan.work };
+    let plan = StepPlan {
+        scheduler,
+        session: 1,
+        step,
+        release: plan.release,
+        copies: plan.copies,
+        open: plan.open,
+        work: plan.work,
+    };
     postcard::to_stdvec(&plan).expect("plans can be written").len()
 }
 
