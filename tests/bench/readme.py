@@ -15,6 +15,8 @@ ACCURACY = ROOT / "deploy/demo/train/accuracy.json"
 AGREEMENT = ROOT / "tests/bench/results"
 LIBRARIES = ("transformers", "torch", "mistralrs")
 BLOCK = re.compile(r"(<!-- accuracy: [^>]*-->\n).*?(<!-- end of accuracy -->)", re.S)
+GPU = re.compile(r"(<!-- gpu: [^>]*-->\n).*?(<!-- end of gpu -->)", re.S)
+GPU_RATES = {"out_tok_s": "output tok/s", "tok_s": "prompt tok/s", "img_s": "images/s", "clips_s": "clips/s"}
 SPEED = re.compile(r"(<!-- speed: [^>]*-->\n).*?(<!-- end of speed -->)", re.S)
 
 
@@ -72,9 +74,36 @@ def speed_tables():
     return "\n".join(rows) + "\n"
 
 
+def gpu_tables():
+    """One table a model that `millrace bench` measured through NATS on a GPU, beside vLLM on the same kind of card."""
+    rows = []
+    for path in sorted(AGREEMENT.glob("millrace-*-nats.json")):
+        ours = json.loads(path.read_text())
+        name, card = path.stem.removeprefix("millrace-").removesuffix("-nats").rsplit("-", 1)
+        theirs = json.loads((AGREEMENT / f"vllm-{name}-{card}.json").read_text())
+        rows += [
+            f"{name}, random weights, bf16, one {ours['machine']['gpu']}; ready after {ours['init_s']} s (vLLM {theirs['init_s']} s):",
+            "",
+            "| case | unit | Millrace, through NATS | vLLM 0.25.1 | ratio | first token p50 / p99, ms | device idle between steps |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for case, row in ours.items():
+            unit = next((unit for unit in GPU_RATES if isinstance(row, dict) and unit in row), None)
+            if unit is None or case not in theirs:
+                continue
+            first, idle = row["ttft_ms"], 100 * row["steps"]["idle_share"]
+            rows.append(
+                f"| {case} | {GPU_RATES[unit]} | {row[unit]:,.1f} | {theirs[case][unit]:,.1f} | {row[unit] / theirs[case][unit]:.2f} |"
+                f" {first['p50']:.0f} / {first['p99']:.0f} | {idle:.1f} % |"
+            )
+        rows.append("")
+    return "\n".join(rows) + "\n"
+
+
 def main():
     text = README.read_text()
     fresh = BLOCK.sub(lambda found: found[1] + accuracy_table() + agreement_table() + found[2], text)
+    fresh = GPU.sub(lambda found: found[1] + gpu_tables() + found[2], fresh)
     fresh = SPEED.sub(lambda found: found[1] + speed_tables() + found[2], fresh)
     if "--check" in sys.argv:
         if fresh != text:

@@ -124,7 +124,8 @@ impl Stand {
         };
         self.notebook.take();
         let engine = Engine::new(backend, model, "floor".into(), &options)?;
-        Ok((engine, self.notebook.take()))
+        let pools = self.notebook.take().into_iter().filter(|call| matches!(call, Call::Pool { .. }));
+        Ok((engine, pools.collect()))
     }
 
     /// Runs one step; returns what was drawn for each slot, the logits and the calls.

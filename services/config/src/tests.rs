@@ -123,7 +123,7 @@ fn values_that_contradict_each_other_are_refused() {
         ("[executor]\nslots = 2049", "[executor] slots: must not exceed"),
         ("[executor]\nkv_bytes = \"1MiB\"\nblock_tokens = 1024", "[executor] kv_bytes: cannot hold"),
         (
-            "[scheduler]\nwatermark_blocks = 32768",
+            "[executor]\nkv_bytes = \"512MiB\"\n[scheduler]\nwatermark_blocks = 32768",
             "[scheduler] watermark_blocks: must be below the pool's blocks, 32768",
         ),
         (
