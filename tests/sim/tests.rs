@@ -2,6 +2,7 @@
 //! prints the scenario and seed that repeat it alone.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // In tests a panic is the failure.
+#![allow(clippy::disallowed_methods)] // The day gives fresh seeds; a failure prints its own.
 
 use std::time::Duration;
 
