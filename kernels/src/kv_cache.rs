@@ -207,9 +207,10 @@ impl CpuKvCache {
         self.layout.value_dim
     }
 
-    /// Words of one block's keys and of its values.
+    /// Words of one block's keys and of its values; latents have their values among the keys.
     fn block_words(&self) -> (usize, usize) {
-        (self.layout.kv_heads * self.layout.key_page_words(), self.layout.kv_heads * self.layout.value_page_words())
+        let values = if self.values.is_empty() { 0 } else { self.layout.value_page_words() };
+        (self.layout.kv_heads * self.layout.key_page_words(), self.layout.kv_heads * values)
     }
 
     /// Bytes of one block, keys and values, padding included.
