@@ -256,29 +256,20 @@ __device__ void consume(const Problem& p, unsigned query_tiles, unsigned key_til
             for (int n = 1; n < steps; ++n) {
                 const int now = done + n, before = now - 1;
                 await(key_ring.full_at(now), Ring::parity(now));
-#ifndef PREFILL_FREE
                 named_sync(TURN + self, 2 * GROUP_THREADS);
-#endif
                 wgmma_fence();
                 scores(now);
                 await(value_ring.full_at(before), Ring::parity(before));
                 weigh(before);
-#ifndef PREFILL_FREE
                 named_arrive(TURN + 1 - self, 2 * GROUP_THREADS);
-#endif
                 wgmma_wait<1>();
                 release(key_ring.empty_at(now));
                 if ((steps - n) * KEYS > least) softmax.hide(score, (steps - 1 - n) * KEYS, limits);
                 softmax.step(score, scale);
                 wgmma_wait<0>();
                 release(value_ring.empty_at(before));
-#ifdef PREFILL_LAZY
-                if (__any_sync(0xffffffffu, softmax.shrink[0] != 1.0f || softmax.shrink[1] != 1.0f))
-#endif
-                {
 #pragma unroll
-                    for (int i = 0; i < D / 2; ++i) sum[i] *= softmax.shrink[(i / 2) % 2];
-                }
+                for (int i = 0; i < D / 2; ++i) sum[i] *= softmax.shrink[(i / 2) % 2];
                 pack_all(score, probability);
             }
             const int last = done + steps - 1;

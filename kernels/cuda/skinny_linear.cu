@@ -27,7 +27,7 @@ constexpr int SPAN = 64;  // Inputs of a step: one 128-byte line of each weight 
 // Steps that x is asked for ahead of its use, together: a loaded L2 answers later than a step takes, and loads that come one by one
 // share a scoreboard, so that waiting for the oldest would wait for the youngest.
 #ifndef SKINNY_DEPTH
-#define SKINNY_DEPTH 4
+#define SKINNY_DEPTH 2
 #endif
 
 // Weights are read once: they must not push what is reused out of the L2.
