@@ -5,7 +5,8 @@
 //!
 //! `--short-of blocks` leaves slots free: then the head of the queue is weighed against the pool in every step.
 
-#![allow(clippy::expect_used, clippy::print_stdout)] // A bench may end in a panic, and its product is what it prints.
+// A bench may end in a panic, its product is what it prints, and it has a clock of its own.
+#![allow(clippy::expect_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 use std::time::{Duration, Instant};
 
