@@ -93,7 +93,17 @@ const KERNELS: &[(&str, &[&str])] = &[
     ("rows", &["gather_rows", "scatter_rows", "scatter_add_rows", "interpolate_rows", "repeat_frames"]),
     ("norm", &["rms_norm", "add_rms_norm", "rms_norm_any", "layer_norm", "layer_norm_any"]),
     ("activation", &["swiglu", "gelu", "add"]),
-    ("rope", &["rope_table", "rope_gather", "qkv_norm_rope_cache_write"]),
+    (
+        "rope",
+        &[
+            "rope_table",
+            "rope_gather",
+            "qkv_norm_rope_cache_write_any",
+            "qkv_norm_rope_cache_write_d64",
+            "qkv_norm_rope_cache_write_d128",
+            "qkv_norm_rope_cache_write_d256",
+        ],
+    ),
     ("attention", &["paged_attention_any", "segment_attention_any"]),
     ("argmax", &["argmax_rows"]),
     ("sample", &["sample_rows"]),
