@@ -139,9 +139,10 @@ impl Op for Gated {
 fn gated_linears() {
     let Some(cuda) = device(false) else { return };
     let mut random = Random::fresh();
-    for sizes in
-        [[1, 8, 4], [1, 256, 1000], [7, 136, 48], [8, 2560, 333], [13, 512, 96], [16, 1024, 64], [40, 256, 100]]
-    {
+    let few = [[1, 8, 4], [1, 256, 1000], [7, 136, 48], [8, 2560, 333], [13, 512, 96], [16, 1024, 64], [40, 256, 100]];
+    // From 1,024 rows on, whole tiles of 128 outputs take the fused kernel: depths that are no multiple of its 64, rows of its 256.
+    let many = [[1024, 72, 128], [1025, 200, 256], [1337, 64, 384], [2900, 136, 128], [1100, 256, 100]];
+    for sizes in few.into_iter().chain(many) {
         let [rows, inputs, outputs] = sizes;
         let scale = (inputs as f32).powf(-0.5);
         let w = random.values(B, 2 * outputs * inputs).iter().map(|v| support::round(B, v * scale)).collect();

@@ -31,6 +31,8 @@ pub(super) enum Argument {
     Int(i32),
     Size(u64),
     Float(f32),
+    /// A value behind an address of the host, which must hold it until the launch returns.
+    Value(*const c_void),
 }
 
 /// Shape of a launch.
@@ -109,6 +111,11 @@ const KERNELS: &[(&str, &[&str])] = &[
     ("sample", &["sample_rows"]),
 ];
 
+/// The tables of all launchers.
+fn tables() -> impl Iterator<Item = &'static [(&'static str, &'static [&'static str])]> {
+    [KERNELS, super::attention::KERNELS, super::linear::KERNELS, super::gated_linear::KERNELS].into_iter()
+}
+
 impl Driver {
     /// Opens device `ordinal`.
     ///
@@ -178,7 +185,7 @@ impl Driver {
     }
 
     fn load(&mut self) -> Result<(), KernelError> {
-        for (stem, names) in KERNELS.iter().chain(super::attention::KERNELS).chain(super::linear::KERNELS) {
+        for (stem, names) in tables().flat_map(|table| table.iter()) {
             let image = FATBINS.iter().find(|(own, _)| own == stem);
             let no_kernel = |name: &str| KernelError::Device { op: "load", what: format!("no kernel {stem}/{name}") };
             let (_, image) = image.ok_or_else(|| no_kernel(""))?;
@@ -263,6 +270,7 @@ impl Driver {
                 Argument::Pointer(value) | Argument::Size(value) => (value as *const u64).cast_mut().cast(),
                 Argument::Int(value) => (value as *const i32).cast_mut().cast(),
                 Argument::Float(value) => (value as *const f32).cast_mut().cast(),
+                Argument::Value(value) => value.cast_mut(),
             })
             .collect();
         let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };

@@ -5,6 +5,7 @@
 
 mod attention;
 mod driver;
+mod gated_linear;
 mod linear;
 mod memory;
 mod norm;
@@ -15,6 +16,7 @@ mod sample;
 mod staging;
 mod step;
 mod tensor;
+mod tensor_map;
 mod tiles;
 mod upload;
 
@@ -60,6 +62,7 @@ impl CudaBackend {
         let driver = Arc::new(Driver::open(ordinal)?);
         let memory = Memory::new(driver.clone());
         let linear = Linear::new(&driver, &memory)?;
+        gated_linear::prepare(&driver)?;
         let decode = DecodeScratch::new(&driver, &memory)?;
         let (counters, bytes) = decode.counters();
         let (steps, upload) = (Steps::default(), Upload::default());
@@ -253,7 +256,8 @@ impl Backend for CudaBackend {
             return Err(shape_error(op, format!("rows of {inputs} with {outputs} rows of weights for {depth}")));
         }
         let out = self.activation(&[rows, outputs / 2])?;
-        if self.linear.run_gated(x, gate_up, &out, [rows, inputs, outputs])? {
+        let sizes = [rows, inputs, outputs];
+        if self.linear.run_gated(x, gate_up, &out, sizes)? || self.gated_linear(x, gate_up, &out, sizes)? {
             return Ok(out);
         }
         self.swiglu(&self.linear(x, gate_up, None)?)
