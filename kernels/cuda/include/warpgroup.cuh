@@ -94,6 +94,10 @@ __device__ __forceinline__ void barrier_init(unsigned barrier, int count) {
 __device__ __forceinline__ void barrier_arrive(unsigned barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+// Arrives once this thread's asynchronous copies so far have landed.
+__device__ __forceinline__ void barrier_arrive_after_copies(unsigned barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
 __device__ __forceinline__ bool barrier_passed(unsigned barrier, int parity) {
     unsigned passed;
     asm volatile(
@@ -107,7 +111,8 @@ __device__ __forceinline__ void barrier_wait(unsigned barrier, int parity) {
     while (!barrier_passed(barrier, parity)) {
     }
 }
-// What this thread wrote to shared memory becomes visible to wgmma, once another thread has synchronised with this one.
+// Orders ordinary accesses to shared memory that this thread made, or that it has seen the end of through a barrier, before the wgmma
+// that follow it here or after a later barrier.
 __device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 __device__ __forceinline__ void named_sync(int barrier, int threads) {
