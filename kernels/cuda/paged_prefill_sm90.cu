@@ -17,6 +17,13 @@ constexpr int ROWS = 128;  // Packed query rows of a block.
 constexpr int KEYS = 128;  // Keys of a step.
 constexpr int STAGES = 2;
 constexpr int GROUP_THREADS = 128;
+#ifndef PREFILL_TURNS
+#define PREFILL_TURNS 1  // Whether the consumers take turns at the tensor cores.
+#endif
+#ifndef PREFILL_MARGIN
+#define PREFILL_MARGIN 8.0f
+#endif
+constexpr float MARGIN = PREFILL_MARGIN;
 constexpr int THREADS = 3 * GROUP_THREADS;
 
 struct Problem {
@@ -46,12 +53,12 @@ constexpr int INSIDE = 3;
 struct Tile {
     int sequence, first, start, rows, length, head, group;
     bool causal;
-    __device__ void read(const Problem& p, int item) {
+    __device__ void read(const Problem& p, int item, int2 place) {
         group = p.group;
         causal = p.table != nullptr;
         head = item % p.kv_heads;
-        sequence = p.tiles[2 * (item / p.kv_heads)];
-        first = p.tiles[2 * (item / p.kv_heads) + 1];
+        sequence = place.x;
+        first = place.y;
         const int inside = max(sequence, 0);
         start = p.query_start[inside];
         rows = sequence < 0 ? 0 : p.query_start[inside + 1] - start;
@@ -70,18 +77,31 @@ struct Tile {
     }
 };
 
-// The block's item of a turn: forth, then back, since the list is sorted by work; `items` at the end.
-__device__ __forceinline__ int item_of(const Problem& p, int turn) {
-    const int blocks = gridDim.x * gridDim.y, block = blockIdx.y * gridDim.x + blockIdx.x;
-    if (!p.turns) return turn == 0 ? block : p.items;
-    return min(p.items, turn * blocks + (turn % 2 == 0 ? block : blocks - 1 - block));
-}
+// The block's items, in turns: forth, then back, since the list is sorted by work. An item's place in the list is asked for one turn
+// before its tile is read, so that nothing waits for two loads in a row.
+struct Turns {
+    int turn = 0, item;
+    int2 place;
+    __device__ __forceinline__ void ask(const Problem& p) {
+        const int blocks = gridDim.x * gridDim.y, block = blockIdx.y * gridDim.x + blockIdx.x;
+        item = p.turns ? turn * blocks + (turn % 2 == 0 ? block : blocks - 1 - block) : turn == 0 ? block : p.items;
+        if (item < p.items) place = reinterpret_cast<const int2*>(p.tiles)[item / p.kv_heads];
+        ++turn;
+    }
+    // False, and no tile, after the last.
+    __device__ __forceinline__ bool take(const Problem& p, Tile& tile) {
+        if (item >= p.items) return false;
+        tile.read(p, item, place);
+        ask(p);
+        return true;
+    }
+};
 
 struct Ring {  // Barriers of the stages of keys or values.
     unsigned full, empty;
-    __device__ unsigned full_at(int n) const { return full + (n % STAGES) * 8; }
-    __device__ unsigned empty_at(int n) const { return empty + (n % STAGES) * 8; }
-    static __device__ int parity(int n) { return (n / STAGES) & 1; }
+    __device__ unsigned full_at(unsigned n) const { return full + n % STAGES * 8; }
+    __device__ unsigned empty_at(unsigned n) const { return empty + n % STAGES * 8; }
+    static __device__ int parity(unsigned n) { return n / STAGES & 1; }
 };
 
 template <int D>
@@ -89,58 +109,81 @@ constexpr int tile_bytes() {
     return KEYS * D * 2;
 }
 
+// Copies a warp's 32 keys of a step, four rows of 128 bytes at once; `row` is the pool row of key `lane`, -1 for zeros (only if TAIL), `from`
+// this lane's 16 bytes of pool row 0, `places` where they go in even and in odd fours of rows.
+template <int D, bool TAIL>
+__device__ __forceinline__ void copy_keys(const char* from, int stride, unsigned to, const unsigned (&places)[2], int row) {
+#pragma unroll
+    for (int four = 0; four < 8; ++four) {
+        const int own = __shfl_sync(0xffffffffu, row, four * 4 + threadIdx.x % 32 / 8);
+        const char* at = from + static_cast<long long>(TAIL ? max(own, 0) : own) * stride;
+#pragma unroll
+        for (int block = 0; block < D / 64; ++block)
+            copy_16(to + places[four % 2] + four / 2 * SWIZZLE_GROUP + block * KEYS * SWIZZLE_ROW, at + block * SWIZZLE_ROW, !TAIL || own >= 0);
+    }
+}
+
+// Only the first step of a tile, the one with the last keys, has keys past the end.
 template <int D>
 __device__ void produce(const Problem& p, unsigned key_tiles, unsigned value_tiles, Ring key_ring, Ring value_ring) {
-    constexpr int UNITS = D / 8, KEYS_AT_ONCE = 32 / UNITS;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int done = 0;  // Steps of earlier tiles.
+    const unsigned places[2] = {swizzled(0, KEYS, warp * 32 + lane / 8, lane % 8), swizzled(0, KEYS, warp * 32 + 4 + lane / 8, lane % 8)};
+    // Pool row of key `lane` of this warp's 32 keys of step n of a tile, -1 past the end.
+    auto look_up = [&](const Tile& tile, int n) {
+        const int most = tile.most(), steps = (most + KEYS - 1) / KEYS, key = (steps - 1 - n) * KEYS + warp * 32 + lane;
+        if (n >= steps || key >= most) return -1;
+        if (p.table == nullptr) return tile.start + key;
+        const int page = p.table[size_t(tile.sequence) * p.stride + (key >> p.page_shift)];
+        return (page << p.page_shift) + (key & ((1 << p.page_shift) - 1));
+    };
+    Turns turns;
+    turns.ask(p);
+    Tile coming;
+    bool more = turns.take(p, coming);
+    int row = more ? look_up(coming, 0) : -1, next = more ? look_up(coming, 1) : -1;
+    unsigned done = 0;  // Steps of earlier tiles.
 #pragma unroll 1
-    for (int turn = 0;; ++turn) {
-        const int item = item_of(p, turn);
-        if (item >= p.items) break;
-        Tile tile;
-        tile.read(p, item);
-        const int most = tile.most(), steps = tile.steps();
-        const int* pages = p.table + size_t(max(tile.sequence, 0)) * p.stride;
-        // Pool row of key `lane` of this warp's 32 keys of a step, -1 past the end.
-        auto look_up = [&](int n) {
-            const int key = (steps - 1 - n) * KEYS + warp * 32 + lane;
-            if (n >= steps || key >= most) return -1;
-            if (p.table == nullptr) return tile.start + key;
-            return (pages[key >> p.page_shift] << p.page_shift) + (key & ((1 << p.page_shift) - 1));
-        };
-        auto fill = [&](const bf16* pool, int stride, unsigned tiles, const Ring& ring, int n, int row) {
-            barrier_wait(ring.empty_at(n), Ring::parity(n) ^ 1);
-            const unsigned to = tiles + (n % STAGES) * tile_bytes<D>();
-#pragma unroll 4
-            for (int j = 0; j < 32 / KEYS_AT_ONCE; ++j) {
-                const int key = j * KEYS_AT_ONCE + lane / UNITS, unit = lane % UNITS;
-                const int from = __shfl_sync(0xffffffffu, row, key);
-                const size_t offset = size_t(max(from, 0)) * stride + tile.head * D + unit * 8;
-                copy_16(swizzled(to, KEYS, warp * 32 + key, unit), pool + offset, from >= 0);
+    while (more) {
+        const Tile tile = coming;
+        more = turns.take(p, coming);
+        const int steps = tile.steps();
+        const char* keys = reinterpret_cast<const char*>(p.keys + tile.head * D + lane % 8 * 8);
+        const char* values = reinterpret_cast<const char*>(p.values + tile.head * D + lane % 8 * 8);
+        auto fill = [&](const char* from, int stride, unsigned tiles, const Ring& ring, int n, int row) {
+            barrier_wait(ring.empty_at(done + n), Ring::parity(done + n) ^ 1);
+            const unsigned to = tiles + (done + n) % STAGES * tile_bytes<D>();
+            if (n == 0) {
+                copy_keys<D, true>(from, 2 * stride, to, places, row);
+            } else {
+                copy_keys<D, false>(from, 2 * stride, to, places, row);
             }
-            barrier_arrive_after_copies(ring.full_at(n));
+            barrier_arrive_after_copies(ring.full_at(done + n));
         };
-        int row = look_up(0), next = look_up(1);
-        if (steps > 0) fill(p.keys, p.key_stride, key_tiles, key_ring, done, row);
+        if (steps > 0) fill(keys, p.key_stride, key_tiles, key_ring, 0, row);
 #pragma unroll 1
-        for (int n = 0; n < steps; ++n) {
-            const int later = look_up(n + 2);
-            if (n + 1 < steps) fill(p.keys, p.key_stride, key_tiles, key_ring, done + n + 1, next);
-            fill(p.values, p.value_stride, value_tiles, value_ring, done + n, row);
+        for (int n = 0; n + 1 < steps; ++n) {
+            const int later = look_up(tile, n + 2);
+            fill(keys, p.key_stride, key_tiles, key_ring, n + 1, next);
+            fill(values, p.value_stride, value_tiles, value_ring, n, row);
             row = next;
             next = later;
         }
+        const int last = row;
+        row = more ? look_up(coming, 0) : -1;
+        next = more ? look_up(coming, 1) : -1;
+        if (steps > 0) fill(values, p.value_stride, value_tiles, value_ring, steps - 1, last);
         done += steps;
     }
     copy_wait<0>();
 }
 
-// Online softmax of a warpgroup's scores; rows lane / 4 and + 8 of each warp.
+// Online softmax of a warpgroup's scores; rows lane / 4 and + 8 of each warp. The base of the powers is a row's highest score at some step: it moves
+// only where a score lies more than MARGIN powers of two above it, so that the output's sums are rarely scaled; sums stay below 2^MARGIN keys.
 struct Softmax {
     float highest[2] = {-INFINITY, -INFINITY};
     float total[2] = {};
     float shrink[2];
+    bool moved;  // Of any row of the warp.
     __device__ __forceinline__ void hide(float (&score)[64], int first_key, const int (&limits)[2]) const {
 #pragma unroll
         for (int i = 0; i < 64; ++i) {
@@ -149,14 +192,17 @@ struct Softmax {
         }
     }
     __device__ __forceinline__ void step(float (&score)[64], float scale) {
+        bool moves[2];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             float now = highest[half];
 #pragma unroll
             for (int i = 0; i < 16; ++i) now = fmaxf(now, fmaxf(score[4 * i + 2 * half], score[4 * i + 2 * half + 1]));
             now = quad_max(now);
+            moves[half] = (now - highest[half]) * scale > MARGIN;  // False of two infinities.
+            if (!moves[half]) now = highest[half];
             const float base = now == -INFINITY ? 0.0f : now * scale;
-            shrink[half] = power_of_two(highest[half] * scale - base);
+            shrink[half] = moves[half] ? power_of_two(highest[half] * scale - base) : 1.0f;
             highest[half] = now;
             float add = 0.0f;
 #pragma unroll
@@ -169,6 +215,7 @@ struct Softmax {
                 }
             total[half] = total[half] * shrink[half] + add;
         }
+        moved = __any_sync(0xffffffffu, moves[0] || moves[1]);
     }
 };
 
@@ -190,29 +237,29 @@ __device__ __forceinline__ void ask_for_queries(const Problem& p, const Tile& ti
 
 template <int D>
 __device__ void consume(const Problem& p, unsigned query_tiles, unsigned key_tiles, unsigned value_tiles, Ring key_ring, Ring value_ring) {
-    constexpr int UNITS = D / 8;
-    const int self = threadIdx.x / GROUP_THREADS - 1, lane = threadIdx.x % 32, warp = threadIdx.x % GROUP_THREADS / 32;
+    constexpr int UNITS = D / 8, QUERY_BYTES = ROWS * D * 2;
+    const int self = __shfl_sync(0xffffffffu, threadIdx.x / GROUP_THREADS - 1, 0), lane = threadIdx.x % 32, warp = threadIdx.x % GROUP_THREADS / 32;
     const int row = self * 64 + warp * 16 + lane / 4;
     const float scale = p.scale * LOG2_E;
     if (self == 1) named_arrive(TURN, 2 * GROUP_THREADS);
     float score[64], sum[D / 2];
-    unsigned probability[32];
-    unsigned query_tile = query_tiles;
-    auto scores = [&](int n) {
-        const unsigned keys = key_tiles + (n % STAGES) * tile_bytes<D>();
+    unsigned probability[32], query_tile = query_tiles;
+    const unsigned first_query = operand_low(query_tiles + self * 64 * SWIZZLE_ROW, 16);
+    const unsigned first_key = operand_low(key_tiles, 16), first_value = operand_low(value_tiles, KEYS * SWIZZLE_ROW);
+    unsigned query = first_query;
+    auto scores = [&](unsigned n) {
+        const unsigned keys = first_key + n % STAGES * (tile_bytes<D>() / 16);
 #pragma unroll
         for (int k = 0; k < D / 16; ++k) {
-            const unsigned inside = (k % 4) * 32, block = k / 4;
-            wgmma_128(score, operand(query_tile + block * ROWS * SWIZZLE_ROW + self * 64 * SWIZZLE_ROW + inside, 16),
-                      operand(keys + block * KEYS * SWIZZLE_ROW + inside, 16), k > 0);
+            const int block = k / 4 * SWIZZLE_ROW / 16, inside = k % 4 * 2;
+            wgmma_128(score, operand(query + block * ROWS + inside), operand(keys + block * KEYS + inside), k > 0);
         }
         wgmma_commit();
     };
-    auto weigh = [&](int n) {
-        const unsigned values = value_tiles + (n % STAGES) * tile_bytes<D>();
+    auto weigh = [&](unsigned n) {
+        const unsigned values = first_value + n % STAGES * (tile_bytes<D>() / 16);
 #pragma unroll
-        for (int k = 0; k < KEYS / 16; ++k)
-            wgmma_rows(sum, &probability[4 * k], operand(values + k * 16 * SWIZZLE_ROW, KEYS * SWIZZLE_ROW), true);
+        for (int k = 0; k < KEYS / 16; ++k) wgmma_rows(sum, &probability[4 * k], operand(values + k * 16 * SWIZZLE_ROW / 16), true);
         wgmma_commit();
     };
     auto await = [&](unsigned barrier, int parity) {
@@ -222,65 +269,79 @@ __device__ void consume(const Problem& p, unsigned query_tiles, unsigned key_til
     auto release = [&](unsigned barrier) {
         if (lane == 0) barrier_arrive(barrier);
     };
-    int item = item_of(p, 0), done = 0;
+    Turns turns;
+    turns.ask(p);
     Tile coming;
-    if (item < p.items) {
-        coming.read(p, item);
-        ask_for_queries<D>(p, coming, self, query_tile);
-    }
+    bool more = turns.take(p, coming);
+    if (more) ask_for_queries<D>(p, coming, self, query_tile);
+    unsigned done = 0;
 #pragma unroll 1
-    for (int turn = 1; item < p.items; ++turn) {
+    for (unsigned turn = 1; more; ++turn) {
         const Tile tile = coming;
-        copy_wait<0>();
-        publish();
-        named_sync(INSIDE + self, GROUP_THREADS);  // Also: the last tile's output has left the other place of queries.
-        item = item_of(p, turn);
-        if (item < p.items) {
-            coming.read(p, item);
-            ask_for_queries<D>(p, coming, self, query_tiles + (turn % 2) * (ROWS * D * 2));
-        }
+        more = turns.take(p, coming);
+        const unsigned other = query_tiles + turn % 2 * QUERY_BYTES;
         const int steps = tile.steps(), least = tile.limit(0), limits[2] = {tile.limit(row), tile.limit(row + 8)};
         Softmax softmax;
 #pragma unroll
         for (int i = 0; i < D / 2; ++i) sum[i] = 0.0f;
+        copy_wait<0>();
+        publish();
+        named_sync(INSIDE + self, GROUP_THREADS);  // Also: the last tile's output has left the other place of queries.
         if (steps > 0) {
             await(key_ring.full_at(done), Ring::parity(done));
             wgmma_fence();
             scores(done);
+            if (more) ask_for_queries<D>(p, coming, self, other);
             wgmma_wait<0>();
+            hold(score);
             release(key_ring.empty_at(done));
             if (steps * KEYS > least) softmax.hide(score, (steps - 1) * KEYS, limits);
             softmax.step(score, scale);
             pack_all(score, probability);
 #pragma unroll 1
             for (int n = 1; n < steps; ++n) {
-                const int now = done + n, before = now - 1;
+                const unsigned now = done + n, before = now - 1;
                 await(key_ring.full_at(now), Ring::parity(now));
+#if PREFILL_TURNS
                 named_sync(TURN + self, 2 * GROUP_THREADS);
+#endif
                 wgmma_fence();
                 scores(now);
                 await(value_ring.full_at(before), Ring::parity(before));
                 weigh(before);
+#if PREFILL_TURNS
                 named_arrive(TURN + 1 - self, 2 * GROUP_THREADS);
+#endif
                 wgmma_wait<1>();
+                hold(score);
                 release(key_ring.empty_at(now));
                 if ((steps - n) * KEYS > least) softmax.hide(score, (steps - 1 - n) * KEYS, limits);
                 softmax.step(score, scale);
-                wgmma_wait<0>();
-                release(value_ring.empty_at(before));
+                hold(score);
+                // A branch, so that the compiler leaves the wait for the sums behind the powers.
+                if (softmax.moved) {
+                    wgmma_wait<0>();
+                    hold(sum);
 #pragma unroll
-                for (int i = 0; i < D / 2; ++i) sum[i] *= softmax.shrink[(i / 2) % 2];
+                    for (int i = 0; i < D / 2; ++i) sum[i] *= softmax.shrink[(i / 2) % 2];
+                }
+                wgmma_wait<0>();
+                hold(sum);
+                release(value_ring.empty_at(before));
                 pack_all(score, probability);
             }
-            const int last = done + steps - 1;
+            const unsigned last = done + steps - 1;
             await(value_ring.full_at(last), Ring::parity(last));
             wgmma_fence();
             weigh(last);
             wgmma_wait<0>();
+            hold(sum);
             release(value_ring.empty_at(last));
+        } else if (more) {
+            ask_for_queries<D>(p, coming, self, other);
         }
         done += steps;
-        // Through the place of the queries, for whole 16-byte stores.
+        // Through the place of the queries, for whole 16-byte stores: every warp its own rows, which both products have read.
         named_sync(INSIDE + self, GROUP_THREADS);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -304,7 +365,8 @@ __device__ void consume(const Problem& p, unsigned query_tiles, unsigned key_til
                          : "memory");
             *reinterpret_cast<uint4*>(p.out + tile.place(r, p.out_stride, D) + i % UNITS * 8) = v;
         }
-        query_tile = query_tiles + (turn % 2) * (ROWS * D * 2);
+        query_tile = other;
+        query = first_query + turn % 2 * (QUERY_BYTES / 16);
     }
 }
 

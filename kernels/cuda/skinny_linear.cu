@@ -24,11 +24,6 @@ constexpr int SPAN = 64;  // Inputs of a step: one 128-byte line of each weight 
 #ifndef SKINNY_STAGES
 #define SKINNY_STAGES 6
 #endif
-// Steps that x is asked for ahead of its use, together: a loaded L2 answers later than a step takes, and loads that come one by one
-// share a scoreboard, so that waiting for the oldest would wait for the youngest.
-#ifndef SKINNY_DEPTH
-#define SKINNY_DEPTH 2
-#endif
 
 // Weights are read once: they must not push what is reused out of the L2.
 __device__ __forceinline__ unsigned long long read_once() {
@@ -109,13 +104,15 @@ __device__ void skinny(const bf16* x, const bf16* w, const bf16* bias, bf16* y, 
             }
         next_step = next_step + 1 == steps ? 0 : next_step + 1;
     };
-    constexpr int DEPTH = SKINNY_DEPTH / (BATCH * R) > 0 ? SKINNY_DEPTH / (BATCH * R) : 1;  // As many as registers hold.
-    uint4 inputs[DEPTH][BATCH][2], coming[DEPTH][BATCH][2];
-#pragma unroll
-    for (int u = 0; u < DEPTH; ++u) fetch(coming[u]);
+    uint4 input[BATCH][2], coming[BATCH][2];
+    fetch(coming);
     float sum[R][BATCH][4] = {};
     int step = 0, tile = blockIdx.x, stage = 0, parity = 0;
-    auto consume = [&](int item, const uint4 (&input)[BATCH][2]) {
+#pragma unroll 1
+    for (int item = 0; item < items; ++item) {
+#pragma unroll
+        for (int b = 0; b < BATCH; ++b) input[b][0] = coming[b][0], input[b][1] = coming[b][1];
+        fetch(coming);
         copy_wait<STAGES - 2>();
         const unsigned from = ring + stage * (LOADS * THREADS * 16);
 #pragma unroll
@@ -133,7 +130,7 @@ __device__ void skinny(const bf16* x, const bf16* w, const bf16* bias, bf16* y, 
         if (item + STAGES - 1 < items) request();
         copy_commit();
         stage = stage + 1 == STAGES ? 0 : stage + 1;
-        if (++step < steps) return;
+        if (++step < steps) continue;
         step = 0;
         float* mine = sums + (parity * WARPS + warp) * 16 * R * COLUMNS;
 #pragma unroll
@@ -166,19 +163,6 @@ __device__ void skinny(const bf16* x, const bf16* w, const bf16* bias, bf16* y, 
         }
         parity ^= 1;
         tile += gridDim.x;
-    };
-#pragma unroll 1
-    for (int item = 0; item < items; item += DEPTH) {
-#pragma unroll
-        for (int u = 0; u < DEPTH; ++u)
-#pragma unroll
-            for (int b = 0; b < BATCH; ++b) inputs[u][b][0] = coming[u][b][0], inputs[u][b][1] = coming[u][b][1];
-#pragma unroll
-        for (int u = 0; u < DEPTH; ++u) fetch(coming[u]);
-#pragma unroll
-        for (int u = 0; u < DEPTH; ++u) {
-            if (item + u < items) consume(item + u, inputs[u]);
-        }
     }
 }
 

@@ -77,27 +77,15 @@ def time_linear(module, copy, rows_list=(1, 8, 16), shapes=None, blocks_list=(1,
     return table
 
 
-def time_all(module, copy):
-    return time_linear(module, copy) + [time_layer(module, copy, m) for m in (1, 4, 8, 16)]
-
-
 def time_layer(module, copy, m=1):
-    """The four linears of Qwen3-4B's layers in order, 12 layers: the share of copy bandwidth of the whole chain. `r2_wide`: two row
-    blocks only where there are many rows, `swiglu` that and the gated form."""
+    """The four linears of Qwen3-4B's layers in order, 12 layers: the share of copy bandwidth of the whole chain."""
     names = ["qkv4b", "o4b", "gate_up4b", "down4b"]
     weights = [[torch.randn(*SHAPES[name], device="cuda", dtype=torch.bfloat16) for name in names] for _ in range(12)]
     x = torch.randn(m, 9728, device="cuda", dtype=torch.bfloat16) * 0.01
     y = torch.empty(m, 19456, device="cuda", dtype=torch.bfloat16)
     row = {"kernel": "skinny_linear", "shape": "12 layers of 4b", "rows": m}
-    def call(w, blocks, gated):
-        gated = gated and w.shape[0] == 19456
-        skinny(module, x.view(-1)[:m * w.shape[1]].view(m, -1), w, None, y, 2 if blocks == "wide" and w.shape[0] > 4096 else 1, True, gated)
-
-    for name, blocks, gated in (("r1", 1, False), ("r2_wide", "wide", False), ("swiglu", "wide", True)):
-        calls = [lambda w=w: call(w, blocks, gated) for layer in weights for w in layer]
+    for blocks in (1, 2):
+        calls = [lambda w=w: skinny(module, x.view(-1)[:m * w.shape[1]].view(m, -1), w, None, y, blocks, True) for layer in weights for w in layer]
         us = median_us(calls, rounds=5)
-        row[name] = sum(w.numel() * 2 for layer in weights for w in layer) / (us * len(calls)) * 1e6 / copy
-    calls = [lambda w=w: torch.nn.functional.linear(x.view(-1)[:m * w.shape[1]].view(m, -1), w) for layer in weights for w in layer]
-    us = median_us(calls, rounds=5)
-    row["cublas"] = sum(w.numel() * 2 for layer in weights for w in layer) / (us * len(calls)) * 1e6 / copy
+        row[f"r{blocks}_overlap"] = sum(w.numel() * 2 for layer in weights for w in layer) / (us * len(calls)) * 1e6 / copy
     return row
