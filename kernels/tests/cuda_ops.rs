@@ -308,6 +308,23 @@ fn paged_attention_decodes_and_prefills() {
     }
 }
 
+/// Ends of the warpgroup kernel's tiles of 128 packed rows and 128 keys, for every packing, at once and as chunks behind a cache.
+#[test]
+fn chunks_of_every_length_attend() {
+    let Some(cuda) = device(false) else { return };
+    let mut random = Random::fresh();
+    const LENGTHS: [usize; 9] = [1, 2, 63, 64, 65, 127, 128, 129, 300];
+    for heads in [[2, 2, 128], [2, 1, 128], [4, 1, 128], [8, 1, 128], [2, 2, 64], [8, 1, 64]] {
+        // Second steps of chunks behind 1, 128 and 257 tokens, in an order that is not that of their lengths.
+        let behind =
+            |shift: usize| LENGTHS.iter().enumerate().map(move |(n, then)| ([1, 128, 257][(n + shift) % 3], *then));
+        let mut lengths: Vec<(usize, usize)> = behind(random.below(3)).collect();
+        lengths.push((300, 1));
+        let op = Attention::new(&mut random, heads, 16, &lengths);
+        compare(&format!("{heads:?}, {lengths:?}"), &cuda, &op);
+    }
+}
+
 struct Vision {
     heads: usize,
     rows: usize,
@@ -329,8 +346,9 @@ impl Op for Vision {
 fn segments_attend_alone() {
     let Some(cuda) = device(false) else { return };
     let mut random = Random::fresh();
-    for (heads, d) in [(2, 64), (16, 64), (1, 2), (3, 18), (1, 80)] {
-        for start in [vec![0, 1, 1, 18, 50, 87], vec![0, 64, 200], vec![0, 513]] {
+    for (heads, d) in [(2, 64), (16, 64), (1, 2), (3, 18), (2, 72), (1, 80)] {
+        for start in [vec![0, 1, 1, 18, 50, 87], vec![0, 64, 200], vec![0, 513], vec![0, 1, 3, 66, 130, 257, 385, 514]]
+        {
             let rows = start[start.len() - 1] as usize;
             let qkv = random.values(B, rows * 3 * heads * d);
             let (cos, sin) = (0..rows * d / 2).map(|_| (random.uniform() * 6.3).sin_cos()).map(|(s, c)| (c, s)).unzip();

@@ -324,7 +324,10 @@ impl Backend for CudaBackend {
             return Err(shape_error("segment_attention", what));
         }
         let (angles, first) = (cos.len(), self.staged(&start)?);
-        let tiles = tiles::segments(&start);
+        // A kernel takes tiles of its own size: which one it will be follows from the head, which the angles tell.
+        let dim = 2 * angles / start.last().map_or(1, |&rows| (rows as usize).max(1));
+        let tile_rows = attention::segment_kernel(dim, self.driver.capability).map_or(64, |kernel| kernel.tile_rows);
+        let tiles = tiles::segments(&start, tile_rows);
         let (cos, sin) = (self.staged(&cos)?, self.staged(&sin)?);
         let list = self.staged(tiles.as_flattened())?;
         Ok(CudaGeometry { cos, sin, start: first, list, tiles: tiles.len(), angles, segments: start })
