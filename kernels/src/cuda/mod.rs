@@ -12,6 +12,7 @@ mod pinned;
 mod rope;
 mod rows;
 mod sample;
+mod skinny;
 mod staging;
 mod step;
 mod tensor;

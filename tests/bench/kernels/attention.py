@@ -1,6 +1,6 @@
-"""Checks and times the attention and linear kernels on the device: attention.py KERNELS_FOLDER OUT [part...].
+"""Checks and times the attention kernels on the device: attention.py KERNELS_FOLDER OUT [part...].
 
-Parts: the checks paged_decode, skinny_linear, paged_prefill, segment_attention, paged_prefill_sm90; the timings decode, linear, prefill,
+Parts: the checks paged_decode, paged_prefill, segment_attention, paged_prefill_sm90; the timings decode, prefill,
 prefill_sm90, segment. All of them if none is named."""
 import json
 import os
@@ -12,7 +12,6 @@ import torch
 
 import decode
 import device
-import linear
 import prefill
 
 VARIANTS = {
@@ -20,7 +19,6 @@ VARIANTS = {
     "paged_prefill": ("paged_prefill", []),
     "paged_prefill_sm90": ("paged_prefill_sm90", []),
     "segment_attention": ("segment_attention", []),
-    "skinny_linear": ("skinny_linear", []),
 }
 
 
@@ -40,14 +38,12 @@ def main():
     hopper = modules.get("paged_prefill_sm90")
     checks = {
         "paged_decode": lambda: decode.check_decode(modules["paged_decode"]),
-        "skinny_linear": lambda: linear.check_linear(modules["skinny_linear"]),
         "paged_prefill": lambda: prefill.check_prefill(modules["paged_prefill"], False),
         "segment_attention": lambda: prefill.check_segment(modules["segment_attention"]),
         "paged_prefill_sm90": lambda: prefill.check_prefill(hopper, True),
     }
     timings = {
         "decode": lambda: decode.time_decode(modules["paged_decode"], copy) + [decode.time_mixed(modules["paged_decode"], copy)],
-        "linear": lambda: linear.time_linear(modules["skinny_linear"], copy) + [linear.time_layer(modules["skinny_linear"], copy, m) for m in (1, 8)],
         "prefill": lambda: prefill.time_prefill(modules["paged_prefill"], False),
         "prefill_sm90": lambda: prefill.time_prefill(hopper, True),
         "segment": lambda: prefill.time_segment(modules["segment_attention"]),
