@@ -3,7 +3,6 @@
 use super::CudaBackend;
 use super::driver::{Argument, Driver, Launch};
 use super::tensor::CudaTensor;
-use super::tensor_map::TensorMap;
 use crate::error::KernelError;
 
 pub(super) const KERNELS: &[(&str, &[&str])] = &[("gated_linear_sm90", &[KERNEL])];
@@ -39,13 +38,15 @@ impl CudaBackend {
             return Ok(false);
         }
         let [rows, inputs, outputs] = sizes;
-        let maps = [
-            TensorMap::new(x, [rows, inputs], [TILE as u32, 64])?,
-            TensorMap::new(w, [outputs, inputs], [TILE as u32, 64])?,
-            TensorMap::new(out, [rows, outputs / 2], [64, 64])?,
-        ];
         let [m, n, k] = [rows, outputs / 2, inputs].map(|size| Argument::Int(size as i32));
-        let arguments = [maps[0].argument(), maps[1].argument(), maps[2].argument(), m, n, k];
+        let arguments = [
+            self.driver.matrix_map(x.address(), [rows, inputs], [TILE, 64])?,
+            self.driver.matrix_map(w.address(), [outputs, inputs], [TILE, 64])?,
+            self.driver.matrix_map(out.address(), [rows, outputs / 2], [64, 64])?,
+            m,
+            n,
+            k,
+        ];
         let tiles = rows.div_ceil(2 * TILE) * (outputs / (2 * TILE));
         let blocks = (2 * tiles).min(self.driver.multiprocessors & !1);
         self.driver.launch(KERNEL, Launch::rows(blocks, 384).shared(SHARED_BYTES), &arguments)?;

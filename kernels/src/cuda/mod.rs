@@ -13,10 +13,10 @@ mod pinned;
 mod rope;
 mod rows;
 mod sample;
+mod skinny;
 mod staging;
 mod step;
 mod tensor;
-mod tensor_map;
 mod tiles;
 mod upload;
 
