@@ -112,9 +112,33 @@ def check(family, module, promotion):
                 elif not (y[:m] == first[:m]).all():
                     wrong.append(f"{where}: rows depend on their number")
                 largest = max(largest, 0.0 if few else ratio)
+    wrong += check_overlap(family, module, promotion)
     if wrong:
         raise AssertionError(f"{len(wrong)} wrong, first: " + "; ".join(wrong[:6]))
     return largest
+
+
+def check_overlap(family, module, promotion):
+    """Twelve linears that feed each other through two buffers: overlapping launches give the bits of launches one by one."""
+    size, wrong = 2048, []
+    weights = [random_values(size, size) * size**-0.5 for _ in range(12)]
+    for m in (1, 16):
+        x = random_values(m, size)
+        for blocks, cluster in forms(family):
+            buffers = [torch.empty_like(x), torch.empty_like(x)]
+
+            def run(overlap):
+                for buffer in buffers:
+                    buffer.fill_(float("nan"))
+                for i, w in enumerate(weights):
+                    family(module, buffers[i % 2] if i else x, w, None, buffers[(i + 1) % 2], overlap, False, blocks, cluster, promotion)
+                torch.cuda.synchronize()
+                return buffers[0].clone()
+
+            alone = run(False)
+            if not all(torch.equal(run(True), alone) for _ in range(10)):
+                wrong.append(f"{m} rows, blocks {blocks}, cluster {cluster}: other values where launches overlap")
+    return wrong
 
 
 def time_shapes(family, builds, copy, put):
