@@ -104,7 +104,7 @@ __device__ __forceinline__ void gated_linear(const TensorMap& x, const TensorMap
                 wgmma_fence();
 #pragma unroll
                 for (int part = 0; part < DEPTH / 16; ++part)
-                    wgmma_256(sum, operand(a + part * 32, 16), operand(b + part * 32, 16), step > 0 || part > 0);
+                    wgmma_256(sum, operand(operand_low(a + part * 32, 16)), operand(operand_low(b + part * 32, 16)), step > 0 || part > 0);
                 wgmma_commit();
                 wgmma_wait<1>();
                 if (step > 0) release(stage == 0 ? STAGES - 1 : stage - 1);
