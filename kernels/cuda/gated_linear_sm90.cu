@@ -19,15 +19,7 @@ constexpr int DEPTH = 64;     // Inputs of a step: one swizzled row.
 constexpr int STAGES = 4;
 constexpr int GROUP_THREADS = 128;
 constexpr int THREADS = 3 * GROUP_THREADS;
-#ifndef GATED_GROUP_PAIRS
-#define GATED_GROUP_PAIRS 8
-#endif
-#ifndef GATED_LAG
-#define GATED_LAG 2
-#endif
-// Steps that the second consumer begins behind the first, so that one's epilogue runs beside the other's products.
-constexpr int LAG = GATED_LAG;
-constexpr int GROUP_PAIRS = GATED_GROUP_PAIRS;  // Cluster rows that are walked before the next outputs.
+constexpr int GROUP_PAIRS = 8;  // Cluster rows that are walked before the next outputs.
 
 #ifdef WARPGROUP_CODE
 constexpr int X_BYTES = ROWS * DEPTH * 2;
@@ -99,7 +91,6 @@ __device__ __forceinline__ void gated_linear(const TensorMap& x, const TensorMap
         };
         float sum[128];
         int stage = 0, parity = 0;
-        if (self == 1 && first < tiles.total) barrier_wait(full + 8 * min(LAG, steps - 1), 0);
         for (int tile = first; tile < tiles.total; tile += stride) {
             int row, output;
             tiles.place(tile, row, output);

@@ -11,7 +11,7 @@ import torch
 from device import CUDA, Module, check, compile_all, median_us, multiprocessors, worst
 
 SHARED = 230_528
-VARIANTS = {f"lag{lag}_pairs{pairs}": [f"-DGATED_LAG={lag}", f"-DGATED_GROUP_PAIRS={pairs}"] for lag, pairs in ((0, 8), (1, 8), (2, 8), (3, 8), (2, 6))}
+VARIANTS = {"gated_linear_sm90": []}
 SHAPES = {"4b": (2560, 9728), "2b": (2048, 6144)}
 ROWS = (256, 512, 1024, 2048, 4096, 8192)
 
