@@ -4,6 +4,7 @@
 //! f32 accumulation); with f32 tensors nothing is rounded. Each method names its rounding points. Empty problems (zero
 //! rows) are `Ok`. Shapes are checked before any work; a mismatch is [`KernelError::Shape`] that names the op.
 
+use crate::device_memory::MemoryReader;
 use crate::error::KernelError;
 
 /// Which GELU: transformer blocks of the vision tower use tanh, its mergers erf.
@@ -188,6 +189,11 @@ pub trait Backend: Send + Sync + Sized {
 
     /// Bytes free on a device that has memory of its own.
     fn free_bytes(&self) -> Result<Option<u64>, KernelError>;
+
+    /// A reader of what the device's memory holds; `None` on a device without memory of its own.
+    fn memory_reader(&self) -> Option<MemoryReader> {
+        None
+    }
 
     /// Takes a weight (from memory-mapped safetensors) onto the device in [`Self::dtype`].
     fn weight(&self, host: &candle_core::Tensor) -> Result<Self::Tensor, KernelError>;

@@ -13,6 +13,7 @@ use cudarc::cublaslt::sys;
 use super::driver::{Argument, Driver, Launch};
 use super::memory::{Memory, Owned};
 use super::tensor::CudaTensor;
+use crate::device_memory::MemoryKind;
 use crate::error::KernelError;
 
 /// What cuBLASLt may use beside its operands.
@@ -123,7 +124,7 @@ impl Linear {
         }
         driver.bind()?;
         let handle = result::create_handle().map_err(failed("cublasLtCreate"))?;
-        let workspace = memory.allocate(WORKSPACE_BYTES)?;
+        let workspace = memory.allocate(MemoryKind::Scratch, WORKSPACE_BYTES)?;
         Ok(Self { driver: driver.clone(), handle, workspace, plans: Mutex::default(), tuned: Mutex::default() })
     }
 

@@ -27,6 +27,7 @@ pub use step::CudaLogits;
 pub use tensor::{CudaBatch, CudaFrequencies, CudaGeometry, CudaIndices, CudaKvCache, CudaTensor};
 
 use crate::backend::{Backend, Draw, Forward, GeluKind, PatchPage, RopeTable, Segments, SigmoidChoice, StepInputs};
+use crate::device_memory::{DeviceMemory, MemoryKind, MemoryReader};
 use crate::error::KernelError;
 use crate::view::shape_error;
 use attention::DecodeScratch;
@@ -46,7 +47,7 @@ pub struct CudaBackend {
     upload: Upload,
     linear: Linear,
     decode: DecodeScratch,
-    memory: Memory,
+    memory: Arc<Memory>,
     driver: Arc<Driver>,
     graphs: bool,
 }
@@ -58,7 +59,7 @@ impl CudaBackend {
     /// [`KernelError::NoDevice`] if there is none that can be used; it says why.
     pub fn new(ordinal: usize, graphs: bool) -> Result<Self, KernelError> {
         let driver = Arc::new(Driver::open(ordinal)?);
-        let memory = Memory::new(driver.clone());
+        let memory = Arc::new(Memory::new(driver.clone()));
         let linear = Linear::new(&driver, &memory)?;
         let decode = DecodeScratch::new(&driver, &memory)?;
         let (counters, bytes) = decode.counters();
@@ -71,6 +72,14 @@ impl CudaBackend {
     /// Calls of the device's allocator so far: constant in a steady state.
     pub fn allocations(&self) -> u64 {
         self.memory.allocations()
+    }
+
+    /// What the device's memory holds now.
+    ///
+    /// # Errors
+    /// The driver does not say.
+    pub fn device_memory(&self) -> Result<DeviceMemory, KernelError> {
+        self.memory.read()
     }
 
     /// What the device is: ordinal, name, compute capability.
@@ -114,6 +123,11 @@ impl Backend for CudaBackend {
 
     fn free_bytes(&self) -> Result<Option<u64>, KernelError> {
         Ok(Some(self.driver.memory()?.0 as u64))
+    }
+
+    fn memory_reader(&self) -> Option<MemoryReader> {
+        let memory = self.memory.clone();
+        Some(Arc::new(move || memory.read()))
     }
 
     fn weight(&self, host: &candle_core::Tensor) -> Result<CudaTensor, KernelError> {
@@ -199,7 +213,8 @@ impl Backend for CudaBackend {
         let sizes = [blocks, block_tokens, kv_heads, head_dim, ELEMENT];
         let bytes = sizes.iter().try_fold(1usize, |product, size| product.checked_mul(*size));
         let bytes = bytes.ok_or_else(|| shape_error(op, format!("{blocks} blocks overflow")))?;
-        let (keys, values) = (self.memory.allocate(bytes)?, self.memory.allocate(bytes)?);
+        let pool = || self.memory.allocate(MemoryKind::KvPool, bytes);
+        let (keys, values) = (pool()?, pool()?);
         self.zero(keys.pointer, bytes)?;
         self.zero(values.pointer, bytes)?;
         Ok(CudaKvCache { keys, values, blocks, block_tokens, kv_heads, head_dim })

@@ -12,11 +12,13 @@ mod encode;
 mod encoder_cache;
 mod media;
 mod options;
+mod room;
 mod slot;
 mod step;
 mod swap;
 mod warm_up;
 
+use millrace_kernels::MemoryReader;
 use millrace_protocol::engine::EngineSpec;
 use millrace_protocol::plan::StepPlan;
 use millrace_protocol::step::StepOutput;
@@ -39,6 +41,11 @@ pub trait StepEngine: Send {
 
     /// Why the device can run no further step: its state is unknown, and the process must end.
     fn fault(&self) -> Option<&str> {
+        None
+    }
+
+    /// A reader of what the device's memory holds, for other threads; `None` on a device without memory of its own.
+    fn memory_reader(&self) -> Option<MemoryReader> {
         None
     }
 
