@@ -271,6 +271,8 @@ impl Backend for CudaBackend {
         if self.linear.run_gated(x, gate_up, &out, [rows, inputs, outputs])? {
             return Ok(out);
         }
+        // Large steps would hold it beside gate and up.
+        drop(out);
         self.swiglu(&self.linear(x, gate_up, None)?)
     }
 

@@ -48,13 +48,13 @@ impl Memory {
                 Some("kv_pool") => &mut memory.kv,
                 _ => &mut memory.workspace,
             };
-            *place += whole(metric.get_gauge().value());
+            *place += whole(metric.get_gauge().get_value());
         }
-        let gauge = |name: &str| family(name)?.get_metric().first().map(|metric| whole(metric.get_gauge().value()));
+        let gauge = |name: &str| family(name)?.get_metric().first().map(|metric| whole(metric.get_gauge().get_value()));
         memory.free = gauge(DEVICE_FREE_BYTES)?;
         memory.total = gauge(DEVICE_TOTAL_BYTES)?;
         let calls = family(DEVICE_ALLOCATIONS)?.get_metric();
-        memory.allocations = calls.iter().map(|metric| whole(metric.get_counter().value())).sum();
+        memory.allocations = calls.iter().map(|metric| whole(metric.get_counter().get_value())).sum();
         Some(memory)
     }
 
