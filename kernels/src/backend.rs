@@ -6,6 +6,7 @@
 
 use crate::device_memory::MemoryReader;
 use crate::error::KernelError;
+use crate::host_memory::HostMemory;
 
 /// Which GELU: transformer blocks of the vision tower use tanh, its mergers erf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -211,6 +212,39 @@ pub trait Backend: Send + Sync + Sized {
     /// The same elements under another shape.
     fn reshape(&self, x: &Self::Tensor, shape: &[usize]) -> Result<Self::Tensor, KernelError>;
 
+    /// Host memory of `bytes` for copies to and from the device.
+    ///
+    /// # Errors
+    /// There is not as much, or it cannot be page-locked.
+    fn host_memory(&self, bytes: usize) -> Result<HostMemory, KernelError> {
+        Ok(HostMemory::plain(bytes))
+    }
+    /// Waits for all work so far: for measurements.
+    fn wait(&self) -> Result<(), KernelError> {
+        Ok(())
+    }
+    /// The same elements in memory for what outlives a step, so that a step's own memory is whole again when it ends.
+    fn keep(&self, x: &Self::Tensor) -> Result<Self::Tensor, KernelError> {
+        Ok(x.clone())
+    }
+    /// Bytes of `x` as [`Self::read_tensor`] copies it.
+    fn tensor_bytes(&self, x: &Self::Tensor) -> usize {
+        self.shape(x).iter().product::<usize>() * 4
+    }
+    /// Copies the elements of `x` to host memory of [`Self::host_memory`] from `offset` on, in the order of the device's work.
+    fn read_tensor(&self, x: &Self::Tensor, host: &mut HostMemory, offset: usize) -> Result<(), KernelError> {
+        let values = self.to_host(x)?;
+        let place = host.part(offset, 4 * values.len())?;
+        place.as_chunks_mut::<4>().0.iter_mut().zip(values).for_each(|(bytes, value)| *bytes = value.to_ne_bytes());
+        Ok(())
+    }
+    /// A tensor of `shape` like those of [`Self::keep`] with what [`Self::read_tensor`] gave: equal bits.
+    fn write_tensor(&self, shape: &[usize], host: &mut HostMemory, offset: usize) -> Result<Self::Tensor, KernelError> {
+        let place = host.part(offset, 4 * shape.iter().product::<usize>())?;
+        let values: Vec<f32> = place.as_chunks::<4>().0.iter().map(|bytes| f32::from_ne_bytes(*bytes)).collect();
+        self.upload(&values, shape)
+    }
+
     /// Takes a list of indices onto the device.
     fn indices(&self, values: Vec<u32>) -> Result<Self::Indices, KernelError>;
 
@@ -247,23 +281,32 @@ pub trait Backend: Send + Sync + Sized {
         kv_heads: usize,
         head_dim: usize,
     ) -> Result<Self::KvCache, KernelError>;
-    /// Bytes of one block of a pool as [`Self::read_kv_block`] copies it; 0: this backend does not copy blocks.
-    fn kv_block_bytes(&self, _cache: &Self::KvCache) -> usize {
+    /// Bytes of one block in the pools of all layers as [`Self::read_kv_block`] copies it; 0: this backend does not copy blocks.
+    fn kv_block_bytes(&self, _caches: &[Self::KvCache]) -> usize {
         0
     }
-    /// Copies one block to host memory, `out` of [`Self::kv_block_bytes`] bytes, bit by bit in the pool's own layout.
-    fn read_kv_block(&self, _cache: &Self::KvCache, block: u32, _out: &mut [u8]) -> Result<(), KernelError> {
-        Err(KernelError::Shape {
-            op: "read_kv_block",
-            what: format!("block {block}: this backend does not copy blocks"),
-        })
+    /// Copies one block of all layers to host memory of [`Self::host_memory`], [`Self::kv_block_bytes`] bytes from `offset` on, bit
+    /// by bit in the pools' own layout, in the order of the device's work.
+    fn read_kv_block(
+        &self,
+        _caches: &[Self::KvCache],
+        block: u32,
+        _host: &mut HostMemory,
+        _offset: usize,
+    ) -> Result<(), KernelError> {
+        let what = format!("block {block}: this backend does not copy blocks");
+        Err(KernelError::Shape { op: "read_kv_block", what })
     }
     /// Copies one block back from what [`Self::read_kv_block`] gave.
-    fn write_kv_block(&self, _cache: &mut Self::KvCache, block: u32, _bytes: &[u8]) -> Result<(), KernelError> {
-        Err(KernelError::Shape {
-            op: "write_kv_block",
-            what: format!("block {block}: this backend does not copy blocks"),
-        })
+    fn write_kv_block(
+        &self,
+        _caches: &mut [Self::KvCache],
+        block: u32,
+        _host: &mut HostMemory,
+        _offset: usize,
+    ) -> Result<(), KernelError> {
+        let what = format!("block {block}: this backend does not copy blocks");
+        Err(KernelError::Shape { op: "write_kv_block", what })
     }
 
     /// Rows of `table [V, H]` at `ids` -> [T, H]. Ids out of range are an error.

@@ -5,6 +5,7 @@
 
 mod attention;
 mod driver;
+mod host_copies;
 mod linear;
 mod memory;
 mod norm;
@@ -23,15 +24,18 @@ use std::sync::Arc;
 use candle_core::DType;
 use half::bf16;
 
+pub(crate) use pinned::Pinned;
 pub use step::CudaLogits;
 pub use tensor::{CudaBatch, CudaFrequencies, CudaGeometry, CudaIndices, CudaKvCache, CudaTensor};
 
 use crate::backend::{Backend, Draw, Forward, GeluKind, PatchPage, RopeTable, Segments, SigmoidChoice, StepInputs};
 use crate::device_memory::{DeviceMemory, MemoryKind, MemoryReader};
 use crate::error::KernelError;
+use crate::host_memory::HostMemory;
 use crate::view::shape_error;
 use attention::DecodeScratch;
 use driver::Driver;
+use host_copies::Way;
 use linear::Linear;
 use memory::Memory;
 use step::Steps;
@@ -162,6 +166,32 @@ impl Backend for CudaBackend {
         x.reshaped(shape)
     }
 
+    fn host_memory(&self, bytes: usize) -> Result<HostMemory, KernelError> {
+        self.take_host_memory(bytes)
+    }
+
+    fn wait(&self) -> Result<(), KernelError> {
+        self.driver.synchronize()
+    }
+
+    fn keep(&self, x: &CudaTensor) -> Result<CudaTensor, KernelError> {
+        self.kept(x)
+    }
+
+    fn tensor_bytes(&self, x: &CudaTensor) -> usize {
+        x.elements() * ELEMENT
+    }
+
+    fn read_tensor(&self, x: &CudaTensor, host: &mut HostMemory, offset: usize) -> Result<(), KernelError> {
+        self.copy_tensor(x, host, offset, Way::Out)
+    }
+
+    fn write_tensor(&self, shape: &[usize], host: &mut HostMemory, offset: usize) -> Result<CudaTensor, KernelError> {
+        let out = self.feature(shape)?;
+        self.copy_tensor(&out, host, offset, Way::Back)?;
+        Ok(out)
+    }
+
     fn indices(&self, values: Vec<u32>) -> Result<CudaIndices, KernelError> {
         Ok(CudaIndices::piece(self.staged(&values)?, values.len(), values.iter().copied().max()))
     }
@@ -218,6 +248,30 @@ impl Backend for CudaBackend {
         self.zero(keys.pointer, bytes)?;
         self.zero(values.pointer, bytes)?;
         Ok(CudaKvCache { keys, values, blocks, block_tokens, kv_heads, head_dim })
+    }
+
+    fn kv_block_bytes(&self, caches: &[CudaKvCache]) -> usize {
+        caches.iter().map(|cache| 2 * cache.half_block_bytes()).sum()
+    }
+
+    fn read_kv_block(
+        &self,
+        caches: &[CudaKvCache],
+        block: u32,
+        host: &mut HostMemory,
+        offset: usize,
+    ) -> Result<(), KernelError> {
+        self.copy_block(caches, block, host, offset, Way::Out)
+    }
+
+    fn write_kv_block(
+        &self,
+        caches: &mut [CudaKvCache],
+        block: u32,
+        host: &mut HostMemory,
+        offset: usize,
+    ) -> Result<(), KernelError> {
+        self.copy_block(caches, block, host, offset, Way::Back)
     }
 
     fn embed(&self, table: &CudaTensor, ids: &CudaIndices) -> Result<CudaTensor, KernelError> {

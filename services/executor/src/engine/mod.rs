@@ -54,6 +54,9 @@ pub trait StepEngine: Send {
         0
     }
 
+    /// Waits for copies that are under way: for measurements. A device that fails says so in its next step.
+    fn wait(&self) {}
+
     /// Logits of every row of the last step, if [`LoadOptions::keep_logits`] is set.
     fn take_logits(&mut self) -> Vec<RowLogits>;
 }

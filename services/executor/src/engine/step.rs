@@ -283,6 +283,12 @@ impl<B: Backend> StepEngine for Engine<B> {
         self.host_pages.count()
     }
 
+    fn wait(&self) {
+        if let Err(error) = self.backend.wait() {
+            tracing::warn!(%error, "waiting for the device");
+        }
+    }
+
     fn take_logits(&mut self) -> Vec<RowLogits> {
         std::mem::take(&mut self.kept)
     }

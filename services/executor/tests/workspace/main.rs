@@ -78,7 +78,8 @@ fn image(sizes: &mut Sizes) -> MediaItem {
 fn round(engine: &mut dyn StepEngine, sizes: &mut Sizes, before: usize, sees: bool) -> usize {
     let (mut open, mut work, mut again) = (Vec::new(), Vec::new(), Vec::new());
     let (mut tokens, mut block) = (0, 0);
-    let many = 1 + sizes.below(if sizes.below(2) == 0 { 4 } else { 500 });
+    let most = if sizes.below(2) == 0 { 4 } else { 500 };
+    let many = 1 + sizes.below(most);
     for slot in 0..many as u32 {
         let media: Vec<MediaItem> = if sees && slot < 8 { vec![image(sizes)] } else { Vec::new() };
         let placeholders = media.first().map_or(0, |item| item.tokens as usize);
