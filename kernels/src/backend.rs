@@ -4,7 +4,9 @@
 //! f32 accumulation); with f32 tensors nothing is rounded. Each method names its rounding points. Empty problems (zero
 //! rows) are `Ok`. Shapes are checked before any work; a mismatch is [`KernelError::Shape`] that names the op.
 
+use crate::device_memory::MemoryReader;
 use crate::error::KernelError;
+use crate::host_memory::HostMemory;
 
 /// Which GELU: transformer blocks of the vision tower use tanh, its mergers erf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,6 +217,11 @@ pub trait Backend: Send + Sync + Sized {
     /// Bytes free on a device that has memory of its own.
     fn free_bytes(&self) -> Result<Option<u64>, KernelError>;
 
+    /// A reader of what the device's memory holds; `None` on a device without memory of its own.
+    fn memory_reader(&self) -> Option<MemoryReader> {
+        None
+    }
+
     /// Takes a weight (from memory-mapped safetensors) onto the device in [`Self::dtype`].
     fn weight(&self, host: &candle_core::Tensor) -> Result<Self::Tensor, KernelError>;
     /// Takes a weight onto the device in f32 whatever the model's dtype (a router's score bias).
@@ -230,6 +237,39 @@ pub trait Backend: Send + Sync + Sized {
     fn shape(&self, x: &Self::Tensor) -> Vec<usize>;
     /// The same elements under another shape.
     fn reshape(&self, x: &Self::Tensor, shape: &[usize]) -> Result<Self::Tensor, KernelError>;
+
+    /// Host memory of `bytes` for copies to and from the device.
+    ///
+    /// # Errors
+    /// There is not as much, or it cannot be page-locked.
+    fn host_memory(&self, bytes: usize) -> Result<HostMemory, KernelError> {
+        Ok(HostMemory::plain(bytes))
+    }
+    /// Waits for all work so far: for measurements.
+    fn wait(&self) -> Result<(), KernelError> {
+        Ok(())
+    }
+    /// The same elements in memory for what outlives a step, so that a step's own memory is whole again when it ends.
+    fn keep(&self, x: &Self::Tensor) -> Result<Self::Tensor, KernelError> {
+        Ok(x.clone())
+    }
+    /// Bytes of `x` as [`Self::read_tensor`] copies it.
+    fn tensor_bytes(&self, x: &Self::Tensor) -> usize {
+        self.shape(x).iter().product::<usize>() * 4
+    }
+    /// Copies the elements of `x` to host memory of [`Self::host_memory`] from `offset` on, in the order of the device's work.
+    fn read_tensor(&self, x: &Self::Tensor, host: &mut HostMemory, offset: usize) -> Result<(), KernelError> {
+        let values = self.to_host(x)?;
+        let place = host.part(offset, 4 * values.len())?;
+        place.as_chunks_mut::<4>().0.iter_mut().zip(values).for_each(|(bytes, value)| *bytes = value.to_ne_bytes());
+        Ok(())
+    }
+    /// A tensor of `shape` like those of [`Self::keep`] with what [`Self::read_tensor`] gave: equal bits.
+    fn write_tensor(&self, shape: &[usize], host: &mut HostMemory, offset: usize) -> Result<Self::Tensor, KernelError> {
+        let place = host.part(offset, 4 * shape.iter().product::<usize>())?;
+        let values: Vec<f32> = place.as_chunks::<4>().0.iter().map(|bytes| f32::from_ne_bytes(*bytes)).collect();
+        self.upload(&values, shape)
+    }
 
     /// Takes a list of indices onto the device.
     fn indices(&self, values: Vec<u32>) -> Result<Self::Indices, KernelError>;
@@ -267,23 +307,32 @@ pub trait Backend: Send + Sync + Sized {
         kv_heads: usize,
         head_dim: usize,
     ) -> Result<Self::KvCache, KernelError>;
-    /// Bytes of one block of a pool as [`Self::read_kv_block`] copies it; 0: this backend does not copy blocks.
-    fn kv_block_bytes(&self, _cache: &Self::KvCache) -> usize {
+    /// Bytes of one block in the pools of all layers as [`Self::read_kv_block`] copies it; 0: this backend does not copy blocks.
+    fn kv_block_bytes(&self, _caches: &[Self::KvCache]) -> usize {
         0
     }
-    /// Copies one block to host memory, `out` of [`Self::kv_block_bytes`] bytes, bit by bit in the pool's own layout.
-    fn read_kv_block(&self, _cache: &Self::KvCache, block: u32, _out: &mut [u8]) -> Result<(), KernelError> {
-        Err(KernelError::Shape {
-            op: "read_kv_block",
-            what: format!("block {block}: this backend does not copy blocks"),
-        })
+    /// Copies one block of all layers to host memory of [`Self::host_memory`], [`Self::kv_block_bytes`] bytes from `offset` on, bit
+    /// by bit in the pools' own layout, in the order of the device's work.
+    fn read_kv_block(
+        &self,
+        _caches: &[Self::KvCache],
+        block: u32,
+        _host: &mut HostMemory,
+        _offset: usize,
+    ) -> Result<(), KernelError> {
+        let what = format!("block {block}: this backend does not copy blocks");
+        Err(KernelError::Shape { op: "read_kv_block", what })
     }
     /// Copies one block back from what [`Self::read_kv_block`] gave.
-    fn write_kv_block(&self, _cache: &mut Self::KvCache, block: u32, _bytes: &[u8]) -> Result<(), KernelError> {
-        Err(KernelError::Shape {
-            op: "write_kv_block",
-            what: format!("block {block}: this backend does not copy blocks"),
-        })
+    fn write_kv_block(
+        &self,
+        _caches: &mut [Self::KvCache],
+        block: u32,
+        _host: &mut HostMemory,
+        _offset: usize,
+    ) -> Result<(), KernelError> {
+        let what = format!("block {block}: this backend does not copy blocks");
+        Err(KernelError::Shape { op: "write_kv_block", what })
     }
 
     /// Rows of `table [V, H]` at `ids` -> [T, H]. Ids out of range are an error.

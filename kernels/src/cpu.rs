@@ -12,6 +12,7 @@ use crate::backend::{
 };
 use crate::error::KernelError;
 use crate::host::Host;
+use crate::host_memory::HostMemory;
 use crate::kv_cache::CpuKvCache;
 use crate::router::CpuRouting;
 use crate::rows::Join;
@@ -172,16 +173,37 @@ impl Backend for CpuBackend {
         typed!(self, CpuKvCache::new("kv_cache", blocks, block_tokens, kv_heads, head_dim))
     }
 
-    fn kv_block_bytes(&self, cache: &CpuKvCache) -> usize {
-        cache.block_bytes()
+    fn kv_block_bytes(&self, caches: &[CpuKvCache]) -> usize {
+        caches.iter().map(CpuKvCache::block_bytes).sum()
     }
 
-    fn read_kv_block(&self, cache: &CpuKvCache, block: u32, out: &mut [u8]) -> Result<(), KernelError> {
-        cache.read_block(block as usize, out)
+    fn read_kv_block(
+        &self,
+        caches: &[CpuKvCache],
+        block: u32,
+        host: &mut HostMemory,
+        mut offset: usize,
+    ) -> Result<(), KernelError> {
+        for cache in caches {
+            cache.read_block(block as usize, host.part(offset, cache.block_bytes())?)?;
+            offset += cache.block_bytes();
+        }
+        Ok(())
     }
 
-    fn write_kv_block(&self, cache: &mut CpuKvCache, block: u32, bytes: &[u8]) -> Result<(), KernelError> {
-        cache.write_block(block as usize, bytes)
+    fn write_kv_block(
+        &self,
+        caches: &mut [CpuKvCache],
+        block: u32,
+        host: &mut HostMemory,
+        mut offset: usize,
+    ) -> Result<(), KernelError> {
+        for cache in caches {
+            let bytes = cache.block_bytes();
+            cache.write_block(block as usize, host.part(offset, bytes)?)?;
+            offset += bytes;
+        }
+        Ok(())
     }
 
     fn embed(&self, table: &Tensor, ids: &Vec<u32>) -> Result<Tensor, KernelError> {

@@ -1,5 +1,7 @@
 //! What can go wrong in an op: all of it is found before or instead of the computation, never a wrong result.
 
+use crate::device_memory::{DeviceMemory, MemoryKind};
+
 /// Failure of one op.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
@@ -33,14 +35,14 @@ pub enum KernelError {
     #[error("no CUDA device: {0}")]
     NoDevice(String),
     /// The device has no room.
-    #[error("out of device memory: {asked_bytes} bytes asked for, {free_bytes} of {total_bytes} free")]
+    #[error("{}", crate::device_memory::shortage(*kind, *asked_bytes, memory))]
     OutOfMemory {
-        /// Bytes of the allocation that failed.
-        asked_bytes: usize,
-        /// Bytes that were free.
-        free_bytes: usize,
-        /// Bytes of the device.
-        total_bytes: usize,
+        /// What the allocation that failed was for.
+        kind: MemoryKind,
+        /// Its bytes; 0 if the driver does not say.
+        asked_bytes: u64,
+        /// What the device held then.
+        memory: Box<DeviceMemory>,
     },
     /// A call of the driver or of a device library failed; the device's state is unknown from here on.
     #[error("{op}: the device failed: {what}")]

@@ -13,8 +13,10 @@ mod attend;
 mod batch;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod device_memory;
 mod element;
 mod host;
+mod host_memory;
 mod kv_cache;
 mod linear;
 pub mod mapped;
@@ -24,11 +26,14 @@ mod mla_attention;
 mod moe;
 mod norm;
 mod paged_attention;
+#[cfg(any(feature = "cuda", test))]
+mod requirements;
 mod rope;
 mod router;
 mod rows;
 mod segment_attention;
 mod simd;
+pub mod slabs;
 mod threads;
 mod view;
 
@@ -39,8 +44,11 @@ pub use backend::{
 pub use cpu::{CpuBackend, CpuGeometry};
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaBackend, CudaLogits};
+pub use device_memory::{ByteSize, DeviceMemory, MemoryKind, MemoryReader};
 pub use error::KernelError;
+pub use host_memory::HostMemory;
 pub use kv_cache::CpuKvCache;
 pub use mapped::{MappedFile, mapped_tensor};
 pub use router::CpuRouting;
 pub use simd::Isa;
+pub use slabs::{Place, SlabBook};

@@ -5,6 +5,7 @@ use super::driver::{Argument, Driver, Launch};
 use super::memory::{Memory, Owned};
 use super::tensor::{CudaBatch, CudaGeometry, CudaKvCache, CudaTensor, Tiles};
 use super::tiles;
+use crate::device_memory::MemoryKind;
 use crate::error::KernelError;
 use crate::view::shape_error;
 
@@ -122,8 +123,8 @@ impl DecodeScratch {
             driver.allow_shared(kernel, driver.shared_bytes)?;
         }
         let blocks = DECODE_BLOCKS * driver.multiprocessors;
-        let partial = memory.allocate(4 * 2 * blocks * MOST_GROUP * (128 + 2))?;
-        Ok(Self { partial, arrived: memory.allocate(4 * MOST_PAIRS)? })
+        let partial = memory.allocate(MemoryKind::Scratch, 4 * 2 * blocks * MOST_GROUP * (128 + 2))?;
+        Ok(Self { partial, arrived: memory.allocate(MemoryKind::Scratch, 4 * MOST_PAIRS)? })
     }
 
     /// The counters, which start at zero: where, and how many bytes.

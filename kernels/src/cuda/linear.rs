@@ -14,6 +14,7 @@ use super::driver::Driver;
 use super::memory::{Memory, Owned};
 use super::skinny;
 use super::tensor::CudaTensor;
+use crate::device_memory::MemoryKind;
 use crate::error::KernelError;
 
 /// What cuBLASLt may use beside its operands.
@@ -77,7 +78,7 @@ impl Linear {
         skinny::prepare(driver)?;
         driver.bind()?;
         let handle = result::create_handle().map_err(failed("cublasLtCreate"))?;
-        let workspace = memory.allocate(WORKSPACE_BYTES)?;
+        let workspace = memory.allocate(MemoryKind::Scratch, WORKSPACE_BYTES)?;
         Ok(Self { driver: driver.clone(), handle, workspace, plans: Mutex::default(), tuned: Mutex::default() })
     }
 

@@ -1,32 +1,42 @@
-//! Device memory: allocations that stay (weights, pools), and activations out of slabs.
+//! Device memory: allocations that stay (weights, pools), and activations out of slabs; counted by kind.
 //!
-//! Activations live in slabs that are carved first fit and given back when the last tensor is dropped; everything runs on one
-//! stream, so memory that was given back may be written by the next op at once. Slabs are added when they are full and never
-//! returned: in a steady state nothing is allocated, which [`Memory::allocations`] shows. The same sequence of ops starting
-//! from empty slabs gets the same addresses, which is what a recorded step relies on; recorded steps have slabs of their own.
+//! Activations live in slabs (`slabs.rs`) and are given back when the last tensor is dropped; everything runs on one stream, so
+//! memory that was given back may be written by the next op at once. In a steady state nothing is allocated, which
+//! [`Memory::allocations`] shows. The same sequence of ops starting from empty slabs gets the same addresses, which is what a
+//! recorded step relies on; recorded steps have slabs of their own, and so has what outlives a step: it would leave the others
+//! in pieces.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::result;
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
 
 use super::driver::{Driver, failed};
+use crate::device_memory::{DeviceMemory, MemoryKind};
 use crate::error::KernelError;
+use crate::slabs::{Place, SlabBook};
 
-/// Alignment of every piece.
-const ALIGN: usize = 512;
-/// Smallest slab.
-const SLAB_BYTES: usize = 64 << 20;
+/// Bytes held by kind, and calls of the driver's allocator.
+#[derive(Debug, Default)]
+struct Counters {
+    held: [AtomicU64; MemoryKind::ALL.len()],
+    allocations: AtomicU64,
+}
 
 /// An allocation of its own, freed when dropped.
 #[derive(Debug)]
 pub(super) struct Owned {
     driver: Arc<Driver>,
+    counters: Arc<Counters>,
+    kind: MemoryKind,
+    bytes: u64,
     pub pointer: u64,
 }
 
 impl Drop for Owned {
     fn drop(&mut self) {
+        self.counters.held[self.kind as usize].fetch_sub(self.bytes, Ordering::Relaxed);
         if self.driver.bind().is_ok() {
             // SAFETY: allocated by `Memory::allocate`, freed once. The driver waits for work that uses it.
             let _ = unsafe { result::free_sync(self.pointer) };
@@ -34,46 +44,13 @@ impl Drop for Owned {
     }
 }
 
-/// One slab and its free pieces (offset, bytes) in order.
-#[derive(Debug)]
-struct Slab {
-    memory: Owned,
-    free: Vec<(usize, usize)>,
-}
-
-/// A list of slabs.
+/// Slabs and the books of them.
 #[derive(Debug, Default)]
-struct Slabs(Mutex<Vec<Slab>>);
+struct Slabs(Mutex<(SlabBook, Vec<Owned>)>);
 
 impl Slabs {
-    fn lock(&self) -> MutexGuard<'_, Vec<Slab>> {
+    fn lock(&self) -> MutexGuard<'_, (SlabBook, Vec<Owned>)> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// First free piece of `bytes`, taken out of the list.
-fn take(free: &mut Vec<(usize, usize)>, bytes: usize) -> Option<usize> {
-    let at = free.iter().position(|(_, length)| *length >= bytes)?;
-    let (offset, length) = free[at];
-    if length == bytes {
-        free.remove(at);
-    } else {
-        free[at] = (offset + bytes, length - bytes);
-    }
-    Some(offset)
-}
-
-/// Puts a piece back and joins it with its neighbours.
-fn give_back(free: &mut Vec<(usize, usize)>, offset: usize, bytes: usize) {
-    let at = free.partition_point(|(start, _)| *start < offset);
-    free.insert(at, (offset, bytes));
-    if at + 1 < free.len() && free[at].0 + free[at].1 == free[at + 1].0 {
-        free[at].1 += free[at + 1].1;
-        free.remove(at + 1);
-    }
-    if at > 0 && free[at - 1].0 + free[at - 1].1 == free[at].0 {
-        free[at - 1].1 += free[at].1;
-        free.remove(at);
     }
 }
 
@@ -81,17 +58,13 @@ fn give_back(free: &mut Vec<(usize, usize)>, offset: usize, bytes: usize) {
 #[derive(Debug)]
 pub(super) struct Piece {
     slabs: Arc<Slabs>,
-    slab: usize,
-    offset: usize,
-    bytes: usize,
+    place: Place,
     pub pointer: u64,
 }
 
 impl Drop for Piece {
     fn drop(&mut self) {
-        if let Some(slab) = self.slabs.lock().get_mut(self.slab) {
-            give_back(&mut slab.free, self.offset, self.bytes);
-        }
+        self.slabs.lock().0.give_back(self.place);
     }
 }
 
@@ -99,23 +72,36 @@ impl Drop for Piece {
 #[derive(Debug)]
 pub(super) struct Memory {
     driver: Arc<Driver>,
-    allocations: AtomicU64,
+    counters: Arc<Counters>,
     /// Activations of ordinary steps.
     plain: Arc<Slabs>,
     /// Activations of steps that are recorded.
     recorded: Arc<Slabs>,
+    /// What outlives a step.
+    features: Arc<Slabs>,
     recording: AtomicBool,
 }
 
 impl Memory {
     pub fn new(driver: Arc<Driver>) -> Self {
-        let (plain, recorded) = (Arc::default(), Arc::default());
-        Self { driver, allocations: AtomicU64::new(0), plain, recorded, recording: AtomicBool::new(false) }
+        let (plain, recorded, features) = (Arc::default(), Arc::default(), Arc::default());
+        Self { driver, counters: Arc::default(), plain, recorded, features, recording: AtomicBool::new(false) }
     }
 
     /// Calls of the driver's allocator so far.
     pub fn allocations(&self) -> u64 {
-        self.allocations.load(Ordering::Relaxed)
+        self.counters.allocations.load(Ordering::Relaxed)
+    }
+
+    /// What the device holds now.
+    pub fn read(&self) -> Result<DeviceMemory, KernelError> {
+        let (free, total) = self.driver.memory()?;
+        Ok(DeviceMemory {
+            held: self.counters.held.each_ref().map(|bytes| bytes.load(Ordering::Relaxed)),
+            free_bytes: free as u64,
+            total_bytes: total as u64,
+            allocations: self.allocations(),
+        })
     }
 
     /// Takes activations from the recorded steps' slabs from now on, or no longer.
@@ -123,59 +109,57 @@ impl Memory {
         self.recording.store(on, Ordering::Relaxed);
     }
 
+    /// A failed driver call that takes memory for `kind`: [`KernelError::OutOfMemory`] if that is why.
+    pub fn failed(&self, call: &'static str, kind: MemoryKind, bytes: usize) -> impl Fn(DriverError) -> KernelError {
+        move |error| match error.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => KernelError::OutOfMemory {
+                kind,
+                asked_bytes: bytes as u64,
+                memory: Box::new(self.read().unwrap_or_default()),
+            },
+            _ => failed(call)(error),
+        }
+    }
+
     /// An allocation of its own of `bytes`, contents undefined.
-    pub fn allocate(&self, bytes: usize) -> Result<Owned, KernelError> {
+    pub fn allocate(&self, kind: MemoryKind, bytes: usize) -> Result<Owned, KernelError> {
         self.driver.bind()?;
-        self.allocations.fetch_add(1, Ordering::Relaxed);
+        self.counters.allocations.fetch_add(1, Ordering::Relaxed);
+        let bytes = bytes.max(1);
         // SAFETY: contents are written before they are read, by whoever asked.
-        let pointer = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|error| match error.0 {
-            cudarc::driver::sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                let (free_bytes, total_bytes) = self.driver.memory().unwrap_or_default();
-                KernelError::OutOfMemory { asked_bytes: bytes, free_bytes, total_bytes }
-            }
-            _ => failed("cuMemAlloc")(error),
-        })?;
-        Ok(Owned { driver: self.driver.clone(), pointer })
+        let pointer = unsafe { result::malloc_sync(bytes) }.map_err(self.failed("cuMemAlloc", kind, bytes))?;
+        self.counters.held[kind as usize].fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(Owned { driver: self.driver.clone(), counters: self.counters.clone(), kind, bytes: bytes as u64, pointer })
     }
 
     /// A piece of `bytes` for an activation, contents undefined.
     pub fn piece(&self, bytes: usize) -> Result<Piece, KernelError> {
-        let slabs = if self.recording.load(Ordering::Relaxed) { &self.recorded } else { &self.plain };
-        let bytes = bytes.max(1).next_multiple_of(ALIGN);
+        match self.recording.load(Ordering::Relaxed) {
+            true => self.piece_of(&self.recorded, MemoryKind::RecordedSteps, bytes),
+            false => self.piece_of(&self.plain, MemoryKind::Activations, bytes),
+        }
+    }
+
+    /// A piece of `bytes` for something that outlives a step, contents undefined.
+    pub fn feature(&self, bytes: usize) -> Result<Piece, KernelError> {
+        self.piece_of(&self.features, MemoryKind::Features, bytes)
+    }
+
+    fn piece_of(&self, slabs: &Arc<Slabs>, kind: MemoryKind, bytes: usize) -> Result<Piece, KernelError> {
         let mut list = slabs.lock();
-        let found = list.iter_mut().enumerate().find_map(|(n, slab)| Some((n, take(&mut slab.free, bytes)?)));
-        let (slab, offset) = match found {
-            Some(found) => found,
+        let (book, owned) = &mut *list;
+        let place = match book.take(bytes) {
+            Some(place) => Some(place),
             None => {
-                let size = bytes.next_multiple_of(SLAB_BYTES);
-                let memory = self.allocate(size)?;
-                let free = if size > bytes { vec![(bytes, size - bytes)] } else { Vec::new() };
-                list.push(Slab { memory, free });
-                (list.len() - 1, 0)
+                let size = SlabBook::slab_bytes(bytes);
+                owned.push(self.allocate(kind, size)?);
+                book.add(size);
+                book.take(bytes)
             }
         };
-        let pointer = list.get(slab).map_or(0, |slab| slab.memory.pointer + offset as u64);
-        Ok(Piece { slabs: slabs.clone(), slab, offset, bytes, pointer })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pieces_join_when_they_come_back() {
-        let mut free = vec![(0, 100)];
-        let pieces: Vec<usize> = [10, 20, 30].iter().map(|&bytes| take(&mut free, bytes).unwrap()).collect();
-        assert_eq!((pieces.as_slice(), free.as_slice()), ([0, 10, 30].as_slice(), [(60, 40)].as_slice()));
-        give_back(&mut free, 10, 20);
-        assert_eq!(free, [(10, 20), (60, 40)]);
-        assert_eq!(take(&mut free, 21), Some(60));
-        give_back(&mut free, 60, 21);
-        give_back(&mut free, 0, 10);
-        assert_eq!(free, [(0, 30), (60, 40)]);
-        give_back(&mut free, 30, 30);
-        assert_eq!(free, [(0, 100)]);
-        assert_eq!(take(&mut free, 101), None);
+        let found = place.and_then(|place| Some((place, owned.get(place.slab)?.pointer + place.offset as u64)));
+        let lost = || KernelError::Device { op: "slabs", what: format!("no place for {bytes} bytes") };
+        let (place, pointer) = found.ok_or_else(lost)?;
+        Ok(Piece { slabs: slabs.clone(), place, pointer })
     }
 }

@@ -6,6 +6,7 @@
 mod attention;
 mod driver;
 mod gated_linear;
+mod host_copies;
 mod linear;
 mod memory;
 mod norm;
@@ -25,14 +26,18 @@ use std::sync::Arc;
 use candle_core::DType;
 use half::bf16;
 
+pub(crate) use pinned::Pinned;
 pub use step::CudaLogits;
 pub use tensor::{CudaBatch, CudaFrequencies, CudaGeometry, CudaIndices, CudaKvCache, CudaTensor};
 
 use crate::backend::{Backend, Draw, Forward, GeluKind, PatchPage, RopeTable, Segments, SigmoidChoice, StepInputs};
+use crate::device_memory::{DeviceMemory, MemoryKind, MemoryReader};
 use crate::error::KernelError;
+use crate::host_memory::HostMemory;
 use crate::view::shape_error;
 use attention::DecodeScratch;
 use driver::Driver;
+use host_copies::Way;
 use linear::Linear;
 use memory::Memory;
 use step::Steps;
@@ -48,7 +53,7 @@ pub struct CudaBackend {
     upload: Upload,
     linear: Linear,
     decode: DecodeScratch,
-    memory: Memory,
+    memory: Arc<Memory>,
     driver: Arc<Driver>,
     graphs: bool,
 }
@@ -60,7 +65,7 @@ impl CudaBackend {
     /// [`KernelError::NoDevice`] if there is none that can be used; it says why.
     pub fn new(ordinal: usize, graphs: bool) -> Result<Self, KernelError> {
         let driver = Arc::new(Driver::open(ordinal)?);
-        let memory = Memory::new(driver.clone());
+        let memory = Arc::new(Memory::new(driver.clone()));
         let linear = Linear::new(&driver, &memory)?;
         gated_linear::prepare(&driver)?;
         let decode = DecodeScratch::new(&driver, &memory)?;
@@ -74,6 +79,14 @@ impl CudaBackend {
     /// Calls of the device's allocator so far: constant in a steady state.
     pub fn allocations(&self) -> u64 {
         self.memory.allocations()
+    }
+
+    /// What the device's memory holds now.
+    ///
+    /// # Errors
+    /// The driver does not say.
+    pub fn device_memory(&self) -> Result<DeviceMemory, KernelError> {
+        self.memory.read()
     }
 
     /// What the device is: ordinal, name, compute capability.
@@ -119,6 +132,11 @@ impl Backend for CudaBackend {
         Ok(Some(self.driver.memory()?.0 as u64))
     }
 
+    fn memory_reader(&self) -> Option<MemoryReader> {
+        let memory = self.memory.clone();
+        Some(Arc::new(move || memory.read()))
+    }
+
     fn weight(&self, host: &candle_core::Tensor) -> Result<CudaTensor, KernelError> {
         self.take_weight(host)
     }
@@ -149,6 +167,32 @@ impl Backend for CudaBackend {
 
     fn reshape(&self, x: &CudaTensor, shape: &[usize]) -> Result<CudaTensor, KernelError> {
         x.reshaped(shape)
+    }
+
+    fn host_memory(&self, bytes: usize) -> Result<HostMemory, KernelError> {
+        self.take_host_memory(bytes)
+    }
+
+    fn wait(&self) -> Result<(), KernelError> {
+        self.driver.synchronize()
+    }
+
+    fn keep(&self, x: &CudaTensor) -> Result<CudaTensor, KernelError> {
+        self.kept(x)
+    }
+
+    fn tensor_bytes(&self, x: &CudaTensor) -> usize {
+        x.elements() * ELEMENT
+    }
+
+    fn read_tensor(&self, x: &CudaTensor, host: &mut HostMemory, offset: usize) -> Result<(), KernelError> {
+        self.copy_tensor(x, host, offset, Way::Out)
+    }
+
+    fn write_tensor(&self, shape: &[usize], host: &mut HostMemory, offset: usize) -> Result<CudaTensor, KernelError> {
+        let out = self.feature(shape)?;
+        self.copy_tensor(&out, host, offset, Way::Back)?;
+        Ok(out)
     }
 
     fn indices(&self, values: Vec<u32>) -> Result<CudaIndices, KernelError> {
@@ -202,10 +246,35 @@ impl Backend for CudaBackend {
         let sizes = [blocks, block_tokens, kv_heads, head_dim, ELEMENT];
         let bytes = sizes.iter().try_fold(1usize, |product, size| product.checked_mul(*size));
         let bytes = bytes.ok_or_else(|| shape_error(op, format!("{blocks} blocks overflow")))?;
-        let (keys, values) = (self.memory.allocate(bytes)?, self.memory.allocate(bytes)?);
+        let pool = || self.memory.allocate(MemoryKind::KvPool, bytes);
+        let (keys, values) = (pool()?, pool()?);
         self.zero(keys.pointer, bytes)?;
         self.zero(values.pointer, bytes)?;
         Ok(CudaKvCache { keys, values, blocks, block_tokens, kv_heads, head_dim })
+    }
+
+    fn kv_block_bytes(&self, caches: &[CudaKvCache]) -> usize {
+        caches.iter().map(|cache| 2 * cache.half_block_bytes()).sum()
+    }
+
+    fn read_kv_block(
+        &self,
+        caches: &[CudaKvCache],
+        block: u32,
+        host: &mut HostMemory,
+        offset: usize,
+    ) -> Result<(), KernelError> {
+        self.copy_block(caches, block, host, offset, Way::Out)
+    }
+
+    fn write_kv_block(
+        &self,
+        caches: &mut [CudaKvCache],
+        block: u32,
+        host: &mut HostMemory,
+        offset: usize,
+    ) -> Result<(), KernelError> {
+        self.copy_block(caches, block, host, offset, Way::Back)
     }
 
     fn embed(&self, table: &CudaTensor, ids: &CudaIndices) -> Result<CudaTensor, KernelError> {
@@ -260,6 +329,8 @@ impl Backend for CudaBackend {
         if self.linear.run_gated(x, gate_up, &out, sizes)? || self.gated_linear(x, gate_up, &out, sizes)? {
             return Ok(out);
         }
+        // Large steps would hold it beside gate and up.
+        drop(out);
         self.swiglu(&self.linear(x, gate_up, None)?)
     }
 

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use cudarc::driver::{result, sys};
 
 use super::driver::{Driver, failed};
+use crate::device_memory::ByteSize;
 use crate::error::KernelError;
 
 /// A page-locked buffer and the event behind the last copy that used it.
 #[derive(Debug)]
-pub(super) struct Pinned {
+pub struct Pinned {
     driver: Arc<Driver>,
     pointer: *mut c_void,
     bytes: usize,
@@ -21,11 +22,14 @@ pub(super) struct Pinned {
 unsafe impl Send for Pinned {}
 
 impl Pinned {
-    pub fn new(driver: &Arc<Driver>, bytes: usize) -> Result<Self, KernelError> {
+    pub(super) fn new(driver: &Arc<Driver>, bytes: usize) -> Result<Self, KernelError> {
         driver.bind()?;
         let bytes = bytes.max(1);
         // SAFETY: `drop` frees what is allocated here.
-        let pointer = unsafe { result::malloc_host(bytes, 0) }.map_err(failed("cuMemHostAlloc"))?;
+        let pointer = unsafe { result::malloc_host(bytes, 0) }.map_err(|error| {
+            let what = format!("{} of host memory cannot be page-locked: {error:?}", ByteSize(bytes as u64));
+            KernelError::Device { op: "cuMemHostAlloc", what }
+        })?;
         let event =
             result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(failed("cuEventCreate"))?;
         Ok(Self { driver: driver.clone(), pointer, bytes, event })
@@ -33,6 +37,17 @@ impl Pinned {
 
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Where it starts.
+    pub(super) fn address(&self) -> u64 {
+        self.pointer as u64
+    }
+
+    /// Notes that a copy was started on `stream`: [`Self::open`] waits for it.
+    pub(super) fn used(&mut self, stream: sys::CUstream) -> Result<(), KernelError> {
+        // SAFETY: both handles are valid and of one context, which the caller has bound.
+        unsafe { result::event::record(self.event, stream) }.map_err(failed("cuEventRecord"))
     }
 
     /// The buffer as bytes, once the last copy that used it is done.
@@ -45,7 +60,7 @@ impl Pinned {
     }
 
     /// Starts a copy of the first `bytes` to `device`.
-    pub fn send(&mut self, device: u64, bytes: usize) -> Result<(), KernelError> {
+    pub(super) fn send(&mut self, device: u64, bytes: usize) -> Result<(), KernelError> {
         let stream = self.driver.stream()?;
         // SAFETY: both ends hold `bytes`; the buffer is not opened before the event has passed.
         unsafe {
@@ -56,7 +71,7 @@ impl Pinned {
     }
 
     /// Starts a copy of `bytes` from `device`; [`Self::open`] waits for it.
-    pub fn receive(&mut self, device: u64, bytes: usize) -> Result<(), KernelError> {
+    pub(super) fn receive(&mut self, device: u64, bytes: usize) -> Result<(), KernelError> {
         let stream = self.driver.stream()?;
         // SAFETY: as in `send`.
         unsafe {

@@ -6,6 +6,7 @@ use super::driver::{Argument, Launch};
 use super::tensor::{CudaBatch, CudaFrequencies, CudaIndices, CudaKvCache, CudaTensor, ELEMENT};
 use crate::angles;
 use crate::backend::RopeTable;
+use crate::device_memory::MemoryKind;
 use crate::error::KernelError;
 use crate::view::shape_error;
 
@@ -36,9 +37,8 @@ impl CudaBackend {
     ) -> Result<CudaFrequencies, KernelError> {
         angles::check("frequencies", inverse, axes)?;
         let (half, shape) = (inverse.len(), [positions, inverse.len()]);
-        let [cos, sin] =
-            [self.memory.allocate(positions * half * ELEMENT)?, self.memory.allocate(positions * half * ELEMENT)?]
-                .map(|memory| CudaTensor::owned(memory, &shape));
+        let table = || self.memory.allocate(MemoryKind::Weights, positions * half * ELEMENT);
+        let [cos, sin] = [table()?, table()?].map(|memory| CudaTensor::owned(memory, &shape));
         let frequencies = self.staged(inverse)?;
         let count = positions * half;
         let arguments = [
@@ -49,7 +49,7 @@ impl CudaBackend {
             Argument::Size(count as u64),
         ];
         self.driver.launch("rope_table", Launch::rows(count.div_ceil(256), 256).alone(), &arguments)?;
-        let own_axes = self.memory.allocate(size_of_val(axes))?;
+        let own_axes = self.memory.allocate(MemoryKind::Weights, size_of_val(axes))?;
         self.write(axes, own_axes.pointer)?;
         Ok(CudaFrequencies { cos, sin, axes: own_axes, positions, count: half })
     }

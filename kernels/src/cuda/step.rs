@@ -15,6 +15,7 @@ use super::pinned::Pinned;
 use super::staging::Sizes;
 use super::tensor::CudaTensor;
 use crate::backend::{Forward, Staged, StepInputs};
+use crate::device_memory::MemoryKind;
 use crate::error::KernelError;
 
 /// Most sequences of a recorded step.
@@ -128,7 +129,7 @@ impl State {
         if slot.as_ref().is_none_or(|(_, own)| *own < bytes) {
             let size = bytes.next_power_of_two().max(4096);
             backend.driver.synchronize()?;
-            *slot = Some((backend.memory.allocate(size)?, size));
+            *slot = Some((backend.memory.allocate(MemoryKind::Scratch, size)?, size));
         }
         Ok(slot.as_ref().map_or(0, |(memory, _)| memory.pointer))
     }
@@ -192,7 +193,7 @@ impl CudaBackend {
         sizes: Sizes,
         forward: &mut Forward<'_, Self, E>,
     ) -> Result<CudaLogits, E> {
-        let staging = self.memory.allocate(4 * sizes.words())?;
+        let staging = self.memory.allocate(MemoryKind::RecordedSteps, 4 * sizes.words())?;
         let winners = {
             let state = &mut *self.steps.lock();
             state.copy(self, sizes, &inputs, staging.pointer)?;
@@ -246,7 +247,8 @@ impl CudaBackend {
             let _ = result::graph::destroy(graph);
             instance
         };
-        Ok((again, instance.map_err(failed("cuGraphInstantiate"))?))
+        let full = self.memory.failed("cuGraphInstantiate", MemoryKind::RecordedSteps, 0);
+        Ok((again, instance.map_err(full)?))
     }
 }
 

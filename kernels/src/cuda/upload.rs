@@ -11,6 +11,7 @@ use super::memory::Piece;
 use super::pinned::Pinned;
 use super::tensor::{CudaTensor, ELEMENT};
 use crate::backend::PatchPage;
+use crate::device_memory::MemoryKind;
 use crate::error::KernelError;
 use crate::view::shape_error;
 
@@ -45,7 +46,7 @@ impl CudaBackend {
         let host = host.to_device(&candle_core::Device::Cpu)?.to_dtype(candle_core::DType::BF16)?.contiguous()?;
         let view = crate::view::View::<bf16>::new("weight", &host)?;
         let source = bytes(view.data()?);
-        let memory = self.memory.allocate(source.len())?;
+        let memory = self.memory.allocate(MemoryKind::Weights, source.len())?;
         self.stream(source, memory.pointer)?;
         Ok(CudaTensor::owned(memory, host.dims()))
     }

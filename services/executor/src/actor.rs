@@ -104,6 +104,9 @@ impl ExecutorActor {
     pub async fn start(parts: ExecutorParts) -> Result<Addr<Self>, StartError> {
         let ExecutorParts { id, mut engine, swap_bytes, bus, pages, clock, health, metrics, fatal } = parts;
         let spec = engine.spec();
+        if let Some(reader) = engine.memory_reader() {
+            metrics.show_memory(spec.model.as_str(), reader);
+        }
         let measured = clock.clone();
         let (engine, costs) = tokio::task::spawn_blocking(move || {
             let host_blocks = engine.keep_host_blocks(swap_bytes);

@@ -24,3 +24,4 @@ pub use actor::{ExecutorActor, ExecutorParts};
 pub use engine::{DeviceKind, Dtype, KvBudget, LoadOptions, MediaSource, RowLogits, StepEngine, load};
 pub use error::{ErrorKind, ExecutorError};
 pub use metrics::ExecutorMetrics;
+pub use millrace_kernels::{DeviceMemory, MemoryReader};

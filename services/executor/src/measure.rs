@@ -17,7 +17,7 @@ const LONG_ENOUGH: Duration = Duration::from_millis(50);
 /// First and longest prompt.
 const PROMPT_TOKENS: (u32, u32) = (8, 512);
 /// Copies in one measurement, each way.
-const COPIES: u32 = 8;
+const COPIES: u32 = 32;
 
 /// Measures. Leaves the engine reset; its pool holds garbage that nobody refers to. All zero if the engine cannot swap, or
 /// fails: then nothing is swapped, and the fault shows in the first real step.
@@ -67,6 +67,7 @@ fn copy_cost(engine: &mut dyn StepEngine, copies: Vec<BlockCopy>, clock: &Clock)
 fn run(engine: &mut dyn StepEngine, plan: StepPlan, clock: &Clock) -> Option<Duration> {
     let started = clock.now();
     let output = engine.step(&plan, &mut NoMedia);
+    engine.wait();
     let took = clock.now().saturating_duration_since(started);
     if let Some(why) = &output.broken {
         tracing::warn!(%why, "the engine's costs cannot be measured");

@@ -1,11 +1,25 @@
 //! The executor's metric families. Names and buckets stand here and nowhere else.
 
+use millrace_kernels::MemoryReader;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
+
+mod device_memory;
+
+pub use device_memory::DeviceMemoryMetrics;
 
 /// Family of [`ExecutorMetrics::busy_seconds`], for readers of a registry.
 pub const STEP_BUSY_SECONDS: &str = "millrace_executor_step_busy_seconds";
 /// Family of [`ExecutorMetrics::idle_seconds`].
 pub const STEP_IDLE_SECONDS: &str = "millrace_executor_step_idle_seconds";
+
+/// Families of a device's memory, for readers of a registry.
+pub const DEVICE_MEMORY_BYTES: &str = "millrace_executor_device_memory_bytes";
+/// Free bytes of a device.
+pub const DEVICE_FREE_BYTES: &str = "millrace_executor_device_free_bytes";
+/// All bytes of a device.
+pub const DEVICE_TOTAL_BYTES: &str = "millrace_executor_device_total_bytes";
+/// Calls of a device's allocator.
+pub const DEVICE_ALLOCATIONS: &str = "millrace_executor_device_allocations_total";
 
 /// Metrics of a process's executors, handed to their actors as a value.
 #[derive(Debug, Clone)]
@@ -30,6 +44,15 @@ pub struct ExecutorMetrics {
     pub page_bytes: IntCounterVec,
     /// Time one page read took.
     pub page_seconds: Histogram,
+    /// Memory of the models' devices, read when the metrics are.
+    pub device_memory: DeviceMemoryMetrics,
+}
+
+impl ExecutorMetrics {
+    /// Shows the memory of `model`'s device from now on.
+    pub fn show_memory(&self, model: &str, reader: MemoryReader) {
+        self.device_memory.show(model, reader);
+    }
 }
 
 impl ExecutorMetrics {
@@ -87,6 +110,7 @@ impl ExecutorMetrics {
                 "place",
             )?,
             page_seconds: histogram("millrace_executor_page_read_seconds", "Time one page read took", times)?,
+            device_memory: DeviceMemoryMetrics::register(registry)?,
         })
     }
 }

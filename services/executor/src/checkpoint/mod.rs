@@ -61,6 +61,11 @@ impl Checkpoint {
         &self.weights_hash
     }
 
+    /// Elements of all tensors that were not taken yet.
+    pub fn elements(&self) -> u64 {
+        self.weights.elements()
+    }
+
     /// The config and the weights, for a model to take apart.
     ///
     /// # Errors

@@ -93,6 +93,13 @@ impl Weights {
         Err(ExecutorError::UnusedTensors { count: self.entries.len(), names })
     }
 
+    /// Elements of all tensors that were not taken yet; a size that overflows counts as the largest number.
+    pub(super) fn elements(&self) -> u64 {
+        let count =
+            |entry: &Entry| entry.info.shape.iter().fold(1u64, |product, size| product.saturating_mul(*size as u64));
+        self.entries.values().map(count).fold(0, u64::saturating_add)
+    }
+
     /// One line for each tensor: name, dtype, shape.
     pub(super) fn listing(&self) -> impl Iterator<Item = String> + '_ {
         self.entries.iter().map(|(name, entry)| format!("{name} {:?} {:?}", entry.info.dtype, entry.info.shape))

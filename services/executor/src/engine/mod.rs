@@ -12,11 +12,13 @@ mod encode;
 mod encoder_cache;
 mod media;
 mod options;
+mod room;
 mod slot;
 mod step;
 mod swap;
 mod warm_up;
 
+use millrace_kernels::MemoryReader;
 use millrace_protocol::engine::EngineSpec;
 use millrace_protocol::plan::StepPlan;
 use millrace_protocol::step::StepOutput;
@@ -42,10 +44,18 @@ pub trait StepEngine: Send {
         None
     }
 
+    /// A reader of what the device's memory holds, for other threads; `None` on a device without memory of its own.
+    fn memory_reader(&self) -> Option<MemoryReader> {
+        None
+    }
+
     /// Sets host memory aside for blocks that leave the pool. Returns how many it holds: 0 if blocks cannot be copied.
     fn keep_host_blocks(&mut self, _bytes: u64) -> u32 {
         0
     }
+
+    /// Waits for copies that are under way: for measurements. A device that fails says so in its next step.
+    fn wait(&self) {}
 
     /// Logits of every row of the last step, if [`LoadOptions::keep_logits`] is set.
     fn take_logits(&mut self) -> Vec<RowLogits>;

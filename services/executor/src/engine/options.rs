@@ -5,6 +5,7 @@ use std::path::Path;
 use millrace_kernels::{Backend, CpuBackend};
 use millrace_protocol::{ActorId, ModelName};
 
+use super::room::Room;
 use super::{Engine, StepEngine, cuda};
 use crate::checkpoint::Checkpoint;
 use crate::error::ExecutorError;
@@ -72,15 +73,13 @@ impl Dtype {
     }
 }
 
-/// Kept free on a device with memory of its own for a step's activations, recorded steps and the driver.
-const STEP_BYTES: u64 = 4 << 30;
 /// The KV pool on the CPU unless told otherwise.
 const CPU_KV_BYTES: u64 = 512 << 20;
 
 /// Size of the KV pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvBudget {
-    /// As the device has room: what is free behind the weights less [`STEP_BYTES`], 512 MiB on the CPU.
+    /// As the device has room: what weights and workspace leave free, 512 MiB on the CPU.
     Auto,
     /// As many blocks as fit.
     Bytes(u64),
@@ -130,8 +129,13 @@ impl LoadOptions {
         }
     }
 
-    /// Blocks of a pool whose tokens take `kv_elements` elements each, on a device with `free_bytes` of its own.
-    pub(super) fn blocks(&self, kv_elements: usize, free_bytes: Option<u64>) -> Result<u32, ExecutorError> {
+    /// Bytes of one block whose tokens take `kv_elements` elements each.
+    pub(super) fn block_bytes(&self, kv_elements: usize) -> u64 {
+        kv_elements as u64 * self.dtype.size_bytes() as u64 * u64::from(self.block_tokens)
+    }
+
+    /// Blocks of a pool whose tokens take `kv_elements` elements each, on a device with `room` bytes for it.
+    pub(super) fn blocks(&self, kv_elements: usize, room: Option<u64>) -> Result<u32, ExecutorError> {
         for (option, value) in
             [("block_tokens", self.block_tokens), ("slots", self.slots), ("step_tokens", self.step_tokens)]
         {
@@ -139,8 +143,8 @@ impl LoadOptions {
                 return Err(ExecutorError::Option { option, what: "must be at least 1".into() });
             }
         }
-        let block_bytes = kv_elements as u64 * self.dtype.size_bytes() as u64 * u64::from(self.block_tokens);
-        let room = free_bytes.map_or(CPU_KV_BYTES, |free| free.saturating_sub(STEP_BYTES));
+        let block_bytes = self.block_bytes(kv_elements);
+        let room = room.unwrap_or(CPU_KV_BYTES);
         let blocks = match self.kv {
             KvBudget::Blocks(blocks) => u64::from(blocks),
             KvBudget::Bytes(bytes) => bytes.checked_div(block_bytes).unwrap_or(0),
@@ -179,6 +183,7 @@ pub fn load_on<B: Backend + 'static>(
 ) -> Result<Engine<B>, ExecutorError> {
     let checkpoint = Checkpoint::open(dir)?;
     let weights_hash = checkpoint.weights_hash().to_string();
-    let model = models::load(checkpoint, &backend)?;
+    let room = Room::check(&backend, checkpoint.elements().saturating_mul(options.dtype.size_bytes() as u64), options)?;
+    let model = models::load(checkpoint, &backend).map_err(|error| room.explain(error))?;
     Engine::new(backend, model, weights_hash, options)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use millrace_kernels::{Backend, Draw};
+use millrace_kernels::{Backend, Draw, MemoryReader};
 use millrace_protocol::engine::EngineSpec;
 use millrace_protocol::plan::{OpenSlot, StepPlan};
 use millrace_protocol::step::{SlotToken, StepOutput};
@@ -11,6 +11,7 @@ use millrace_protocol::{ActorId, ErrorCode, JobError, SlotId};
 use super::assemble::{Share, assemble};
 use super::checks::Limits;
 use super::encoder_cache::EncoderCache;
+use super::room::Room;
 use super::slot::Slot;
 use super::swap::HostPages;
 use super::{Broken, LoadOptions, MediaSource, RowLogits, StepEngine, broken};
@@ -42,13 +43,12 @@ impl<B: Backend> Engine<B> {
     /// Options that do not fit the model, or no room for the KV pool.
     pub fn new(
         backend: B,
-        model: Box<dyn Model<B>>,
+        mut model: Box<dyn Model<B>>,
         weights_hash: String,
         options: &LoadOptions,
     ) -> Result<Self, ExecutorError> {
         let shape = model.spec().clone();
-        let blocks = options.blocks(shape.kv_elements, backend.free_bytes()?)?;
-        let caches = model.kv_caches(&backend, blocks as usize, options.block_tokens as usize)?;
+        let (blocks, caches) = Room::after_loading(&backend, options)?.pool(&backend, model.as_mut(), options)?;
         let spec = EngineSpec {
             model: options.model.clone(),
             weights_hash,
@@ -274,9 +274,19 @@ impl<B: Backend> StepEngine for Engine<B> {
         self.fault.as_deref()
     }
 
+    fn memory_reader(&self) -> Option<MemoryReader> {
+        self.backend.memory_reader()
+    }
+
     fn keep_host_blocks(&mut self, bytes: u64) -> u32 {
         self.host_pages = HostPages::new(&self.backend, &self.caches, bytes);
         self.host_pages.count()
+    }
+
+    fn wait(&self) {
+        if let Err(error) = self.backend.wait() {
+            tracing::warn!(%error, "waiting for the device");
+        }
     }
 
     fn take_logits(&mut self) -> Vec<RowLogits> {

@@ -6,10 +6,11 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use millrace_executor::generate::{GenerateOptions, Request, generate};
-use millrace_executor::{LoadOptions, StepEngine, load};
+use millrace_executor::{ExecutorMetrics, LoadOptions, StepEngine, load};
 use millrace_preprocess::{PrepareLimits, Preparer};
 use millrace_protocol::{JobId, JobRequest};
 use millrace_runtime::Clock;
+use millrace_telemetry::Registry;
 
 use super::measure::{Measured, RequestTimes};
 use crate::exit::usage;
@@ -19,6 +20,8 @@ use crate::generate::media::{Files, Patches};
 pub struct Direct {
     preparer: Preparer,
     engine: Box<dyn StepEngine>,
+    /// Metrics of the device's memory.
+    pub registry: Registry,
     options: LoadOptions,
 }
 
@@ -30,7 +33,11 @@ impl Direct {
     pub fn load(folder: &Path, limits: PrepareLimits, options: LoadOptions) -> anyhow::Result<Self> {
         let preparer = Preparer::load(folder, limits).map_err(|error| usage(error.to_string()))?;
         let engine = load(folder, &options).map_err(|error| usage(format!("{}: {error}", folder.display())))?;
-        Ok(Self { preparer, engine, options })
+        let registry = Registry::new();
+        if let Some(reader) = engine.memory_reader() {
+            ExecutorMetrics::register(&registry)?.show_memory(options.model.as_str(), reader);
+        }
+        Ok(Self { preparer, engine, registry, options })
     }
 
     /// Prepares the requests one after another, then runs all of them side by side; preparing counts.

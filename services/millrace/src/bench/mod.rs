@@ -5,6 +5,7 @@
 pub mod case;
 pub mod direct;
 pub mod measure;
+pub mod memory;
 pub mod report;
 pub mod steps;
 pub mod workload;

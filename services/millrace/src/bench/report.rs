@@ -4,10 +4,11 @@ use serde_json::{Map, Value, json};
 
 use super::case::{Case, Media};
 use super::measure::{Measured, RequestTimes};
+use super::memory::MemoryUse;
 use super::steps::Steps;
 
 /// One object of the report.
-pub fn row(case: &Case, measured: &Measured, steps: Option<&Steps>) -> Value {
+pub fn row(case: &Case, measured: &Measured, steps: Option<&Steps>, memory: Option<&MemoryUse>) -> Value {
     let tokens: u64 = measured.requests.iter().map(|request| request.tokens).sum();
     let prompt: u64 = measured.requests.iter().map(|request| request.prompt_tokens).sum();
     let per_second = |count: f64, digits: i32| rounded(count / measured.seconds.max(1e-9), digits);
@@ -37,6 +38,9 @@ pub fn row(case: &Case, measured: &Measured, steps: Option<&Steps>) -> Value {
     row.insert("e2e_ms".into(), percentiles(all(|request| vec![request.last])));
     if let Some(steps) = steps {
         row.insert("steps".into(), json!(steps));
+    }
+    if let Some(memory) = memory {
+        row.insert("device_memory".into(), json!(memory));
     }
     Value::Object(row)
 }
@@ -97,12 +101,12 @@ mod tests {
 
     #[test]
     fn rates_by_kind() {
-        let text = row(&Case::text(4, 7, 3), &measured(4), None);
+        let text = row(&Case::text(4, 7, 3), &measured(4), None, None);
         assert_eq!((text["out_tok_s"].as_f64(), text["tot_tok_s"].as_f64()), (Some(6.0), Some(20.0)));
-        let prefill = row(&Case::text(4, 7, 1), &measured(4), None);
+        let prefill = row(&Case::text(4, 7, 1), &measured(4), None, None);
         assert_eq!(prefill["tok_s"].as_f64(), Some(14.0));
         let media = Media::Clip { frames: 8, width: 4, height: 4 };
-        let clips = row(&Case { requests: 4, input: 0, output: 3, media }, &measured(4), None);
+        let clips = row(&Case { requests: 4, input: 0, output: 3, media }, &measured(4), None, None);
         assert_eq!((clips["clips_s"].as_f64(), clips["frames_s"].as_f64()), (Some(2.0), Some(16.0)));
         assert_eq!(clips["prompt_tok"], 7);
     }

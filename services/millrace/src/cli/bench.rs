@@ -17,6 +17,7 @@ use super::settings::{SettingsArgs, fetch_models, parse_models, replace_models};
 use crate::bench::case::{Case, Media, clip_size, image_size};
 use crate::bench::direct::Direct;
 use crate::bench::measure::{Measured, Ready, through_nats};
+use crate::bench::memory::Memory;
 use crate::bench::report;
 use crate::bench::steps::Snapshot;
 use crate::bench::workload::{Draft, Numbers, Picture, draft};
@@ -222,10 +223,11 @@ impl Run<'_> {
         self.once(&case.warm_up()).await?;
         let mut best: Option<(Measured, Value)> = None;
         for _ in 0..if case.best_of_two() { 2 } else { 1 } {
-            let before = self.snapshot();
+            let (before, memory) = (self.snapshot(), self.memory());
             let measured = self.once(case).await?;
             let steps = self.snapshot().zip(before).and_then(|(now, before)| now.since(&before));
-            let row = report::row(case, &measured, steps.as_ref());
+            let memory = memory.zip(self.memory()).map(|(before, now)| before.until(now));
+            let row = report::row(case, &measured, steps.as_ref(), memory.as_ref());
             if best.as_ref().is_none_or(|(best, _)| measured.seconds < best.seconds) {
                 best = Some((measured, row));
             }
@@ -237,6 +239,13 @@ impl Run<'_> {
         match &*self.target {
             Target::Service(session) => session.registry.as_ref().map(Snapshot::of),
             Target::Engine(..) => None,
+        }
+    }
+
+    fn memory(&self) -> Option<Memory> {
+        match &*self.target {
+            Target::Service(session) => session.registry.as_ref().and_then(Memory::of),
+            Target::Engine(direct, _) => Memory::of(&direct.registry),
         }
     }
 
