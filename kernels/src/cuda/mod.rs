@@ -9,6 +9,7 @@ mod linear;
 mod memory;
 mod norm;
 mod pinned;
+mod requirements;
 mod rope;
 mod rows;
 mod sample;
