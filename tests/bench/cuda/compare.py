@@ -128,7 +128,7 @@ def reference(model, case, device):
     for token in case["answer"]:
         out = model(input_ids=torch.tensor([[token]], device=device), past_key_values=out.past_key_values, use_cache=True)
         rows.append(out.logits[0].float())
-    return torch.cat(rows)[-case["keep"]:].cpu()
+    return torch.cat(rows)[-case["keep"]:]
 
 
 def high(difference):
@@ -219,7 +219,7 @@ def run(options):
             tallies = {"all": Tally()}
             with safetensors.safe_open(out, "pt") as file:
                 for case in chosen:
-                    ours = file.get_tensor(f"{case['name']}.logits")
+                    ours = file.get_tensor(f"{case['name']}.logits").to(device)
                     for key in ("all", case["kind"]):
                         tallies.setdefault(key, Tally()).add(ours, theirs[case["name"]], exact[case["name"]], largest)
             rows = {key: tally.result() for key, tally in tallies.items()}

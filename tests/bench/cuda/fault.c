@@ -21,6 +21,8 @@ static int number(const char *name, int otherwise) {
 
 #ifdef BARE
 Result cuInit(unsigned flags) { (void)flags; return number("FAULT_INIT", 0); }
+Result cuGetErrorName(Result error, const char **text) { *text = error == 100 ? "CUDA_ERROR_NO_DEVICE" : "CUDA_ERROR"; return 0; }
+Result cuGetErrorString(Result error, const char **text) { return cuGetErrorName(error, text); }
 Result cuDriverGetVersion(int *version) { *version = number("FAULT_DRIVER", 13000); return 0; }
 Result cuDeviceGetCount(int *count) { *count = number("FAULT_DEVICES", 0); return 0; }
 Result cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }

@@ -17,7 +17,7 @@ import subprocess
 
 from service import MODEL, Client, Process, configuration, part, scratch, words
 
-ANSWER = 400
+ANSWER = {True: 1000, False: 300}  # tokens: long enough to be in the middle of them, on a card and on a CPU
 POISONED = 777
 
 
@@ -76,7 +76,7 @@ def refusals(options):
     return result
 
 
-def job(number, tokens=ANSWER):
+def job(number, tokens):
     return {"prompt_token_ids": words(number, 12 + number % 29), "max_tokens": tokens, "ignore_eos": True, "sampling": {"temperature": 0.0}}
 
 
@@ -85,15 +85,14 @@ def takeover(options, name, end, **more):
     taken up in another batch, a token whose two best are nearly equal may differ in bf16, but what was shown must stand."""
     folder = scratch(name)
     front = Process(options, "up", configuration(folder / "front", options.device))
-    count = 24
-    result = {}
+    count, length, result = 24, ANSWER[options.cuda], {}
     try:
         url = front.wait_ready().nats
 
         async def undisturbed():
             client = await Client.connect(url)
             for n in range(count):
-                await client.publish(f"plain-{n}", job(n), "interactive")
+                await client.publish(f"plain-{n}", job(n, length), "interactive")
             texts = [(await client.final(f"plain-{n}"))["token_ids"] for n in range(count)]
             await client.connection.close()
             return texts
@@ -114,7 +113,7 @@ def takeover(options, name, end, **more):
             async def disturbed():
                 client = await Client.connect(url)
                 for n in range(count):
-                    await client.publish(f"taken-{n}", job(n), "interactive")
+                    await client.publish(f"taken-{n}", job(n, length), "interactive")
                 # In the middle: every answer has begun, none has ended.
                 while min(len(client.shown(f"taken-{n}")) for n in range(count)) < 20:
                     await asyncio.sleep(0.005)
@@ -134,11 +133,11 @@ def takeover(options, name, end, **more):
         finally:
             server.terminate()
             server.wait()
-        done = sum(final["status"] == "done" and final["usage"]["completion_tokens"] == ANSWER for final in finals)
+        done = sum(final["status"] == "done" and final["usage"]["completion_tokens"] == length for final in finals)
         whole = sum(final["token_ids"] == tokens for final, tokens in zip(finals, shown))
         same = sum(final["token_ids"] == tokens for final, tokens in zip(finals, expected))
         result = {"answers": count, "done": done, "shown_is_the_answer": whole, "as_undisturbed": same, "shown_before": [min(at), max(at)],
-                  "ended_before": sum(n >= ANSWER for n in at), "first_exit": code, "others_exit": ended, "second_drew": drawn,
+                  "ended_before": sum(n >= length for n in at), "first_exit": code, "others_exit": ended, "second_drew": drawn,
                   "seconds_to_the_last_answer": round(seconds, 2), "first_said": first.log[-3:]}
         result["ok"] = done == whole == count and drawn > 0 and result["ended_before"] < count
     finally:

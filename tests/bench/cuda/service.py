@@ -50,7 +50,7 @@ def environment(options, **more):
     return made
 
 
-def configuration(folder, device, nats="managed", dtype="auto", model=MODEL, kv="512MiB"):
+def configuration(folder, device, nats="managed", dtype="auto", model=MODEL, kv="512MiB", storage="file"):
     """Writes pipeline.toml. Processes that share a card must not take all of it: `kv`, unless that is what is tried ("auto")."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "pipeline.toml"
@@ -60,6 +60,7 @@ url = "{nats}"
 store_dir = "{folder}/nats"
 max_payload = "32MiB"
 [streams]
+storage = "{storage}"
 job_max_bytes = "24MiB"
 jobs_max_messages = 200000
 out_max_bytes = "4GiB"
@@ -171,7 +172,9 @@ class Client:
         import nats
 
         self = cls(await nats.connect(url, pending_size=64 << 20))
-        await self.connection.subscribe("millrace.v1.out.>", cb=self._heard, pending_bytes_limit=1 << 30, pending_msgs_limit=1 << 20)
+        # Out of the stream: a plain subscription would also hear writes that the stream refused.
+        await self.stream.subscribe("millrace.v1.out.>", cb=self._heard, ordered_consumer=True, pending_bytes_limit=1 << 30,
+                                    pending_msgs_limit=1 << 20)
         return self
 
     async def _heard(self, message):
