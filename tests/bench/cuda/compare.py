@@ -192,7 +192,7 @@ def run(options):
     [name] = options.what
     device = "cuda" if options.cuda else "cpu"
     folder, config = scratch(name), config_of(name, options)
-    made = cases(config, 10 if options.quick else 64)
+    made = cases(config, 5 if options.quick else 64)
     write(made, folder / "cases")
     few = [c for c in made if int(c["name"].rsplit("-", 1)[1]) < (5 if options.quick else 15)]
     write(few, folder / "few")
