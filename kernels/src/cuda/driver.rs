@@ -8,11 +8,14 @@ use std::ffi::{CString, c_void};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
-use super::requirements;
 use crate::error::KernelError;
 
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
+/// Newest compute capability that the generic code must run on is open; the oldest is that of its machine code.
+const OLDEST_CAPABILITY: (i32, i32) = (8, 0);
+/// Driver that knows CUDA 13.
+const OLDEST_DRIVER: i32 = 13_000;
 /// Static and dynamic shared memory that a block has without asking.
 const PLAIN_SHARED_BYTES: usize = 48 * 1024;
 
@@ -116,9 +119,16 @@ impl Driver {
         let mut version = 0;
         // SAFETY: writes one integer.
         unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(failed("cuDriverGetVersion"))?;
-        requirements::driver(version)?;
+        if version < OLDEST_DRIVER {
+            return Err(missing(format!(
+                "the driver knows CUDA {}.{}, 13.0 is needed",
+                version / 1000,
+                version % 1000 / 10
+            )));
+        }
         let count = result::device::get_count().map_err(failed("cuDeviceGetCount"))?;
-        let index = requirements::device(ordinal, count)?;
+        let index = i32::try_from(ordinal).ok().filter(|index| *index < count);
+        let index = index.ok_or_else(|| missing(format!("device {ordinal} of {count}")))?;
         let device = result::device::get(index).map_err(failed("cuDeviceGet"))?;
         let name = result::device::get_name(device).map_err(failed("cuDeviceGetName"))?;
         use sys::CUdevice_attribute as Attribute;
@@ -129,7 +139,10 @@ impl Driver {
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         );
-        requirements::capability(&name, capability)?;
+        if capability < OLDEST_CAPABILITY {
+            let ((major, minor), (a, b)) = (capability, OLDEST_CAPABILITY);
+            return Err(missing(format!("{name} has compute capability {major}.{minor}, at least {a}.{b} is needed")));
+        }
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
         let shared_bytes = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize;
         // SAFETY: the device is valid; `drop` releases what is retained here.

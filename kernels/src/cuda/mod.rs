@@ -9,7 +9,6 @@ mod linear;
 mod memory;
 mod norm;
 mod pinned;
-mod requirements;
 mod rope;
 mod rows;
 mod sample;

@@ -67,7 +67,7 @@ def main():
     tools, only = unpacked(arguments.tools), set(filter(None, arguments.only.split(",")))
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "LD_LIBRARY_PATH": library_path()}
     log, lock, begun = open(arguments.out / "faithfulness.log", "w"), threading.Lock(), time.monotonic()
-    results = {"machine": machine(), "device": arguments.device, "libraries": environment["LD_LIBRARY_PATH"]}
+    results = {"machine": machine(), "device": arguments.device, "libraries": environment["LD_LIBRARY_PATH"], "parts": {}}
 
     def say(text):
         with lock:
@@ -76,7 +76,7 @@ def main():
 
     def keep(name, result):
         with lock:
-            results[name] = result
+            results["parts"][name] = result
             results["seconds"] = round(time.monotonic() - begun, 1)
             (arguments.out / "faithfulness.json").write_text(json.dumps(results, indent=1) + "\n")
         print(f"[{time.monotonic() - begun:6.1f}] {name:20} {'ok' if result.get('ok') else 'NOT OK':7} {result.get('seconds', '')} {str(result.get('broke', ''))[:300]}", flush=True)
@@ -107,9 +107,9 @@ def main():
     for stage in STAGES:
         with concurrent.futures.ThreadPoolExecutor(len(stage)) as pool:
             list(pool.map(lane, stage))
-    names = [part[0] for stage in STAGES for lane_ in stage for part in lane_ if part[0] in results]
-    bad = [name for name in names if not results[name].get("ok")]
-    print(f"{len(names) - len(bad)} of {len(names)} parts ok" + (f"; not: {', '.join(bad)}" if bad else ""), flush=True)
+    parts = results["parts"]
+    bad = [name for name, result in parts.items() if not result.get("ok")]
+    print(f"{len(parts) - len(bad)} of {len(parts)} parts ok" + (f"; not: {', '.join(bad)}" if bad else ""), flush=True)
 
 
 def machine():
