@@ -45,9 +45,9 @@ def refusals(options):
     bare, rest = f"{options.tools}/bare:{blas}", os.environ.get("LD_LIBRARY_PATH", "")
     plans = {
         "driver_too_old": (dict(LD_LIBRARY_PATH=bare, FAULT_DRIVER="12080", FAULT_DEVICES="1"), ["CUDA 12.8", "13.0 is needed"]),
-        "capability_too_old": (dict(LD_LIBRARY_PATH=bare, FAULT_CAPABILITY="75", FAULT_DEVICES="1"), ["a card", "7.5", "8.0 is needed"]),
+        "capability_too_old": (dict(LD_LIBRARY_PATH=bare, FAULT_CAPABILITY="75", FAULT_DEVICES="1"), ["a card", "7.5", "8.0"]),
         "driver_does_not_start": (dict(LD_LIBRARY_PATH=bare, FAULT_INIT="100"), ["the driver does not start", "NO_DEVICE"]),
-        "no_such_device": (dict(LD_LIBRARY_PATH=bare, FAULT_DEVICES="0"), ["device 0 of 0"]),
+        "no_such_device": (dict(LD_LIBRARY_PATH=bare, FAULT_DEVICES="0"), ["no CUDA device"]),
     }
     if options.cuda:
         # The same through the card's own driver.
@@ -55,7 +55,7 @@ def refusals(options):
         plans |= {
             "real_driver_too_old": (dict(LD_LIBRARY_PATH=real, FAULT_DRIVER="12080"), ["CUDA 12.8"]),
             "real_capability_too_old": (dict(LD_LIBRARY_PATH=real, FAULT_CAPABILITY="75"), ["NVIDIA", "7.5"]),
-            "hidden_device": (dict(CUDA_VISIBLE_DEVICES=""), ["NO_DEVICE"]),
+            "hidden_device": (dict(CUDA_VISIBLE_DEVICES=""), ["no CUDA device"]),
         }
     else:
         plans["no_driver"] = (dict(LD_LIBRARY_PATH=""), ["libcuda.so is not installed"])
