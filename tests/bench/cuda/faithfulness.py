@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -39,8 +40,7 @@ def unpacked(tools):
     """The folder of executables, out of the archive if it is one."""
     if tools.is_dir():
         return tools
-    folder = Path("/tmp/faithfulness-tools")
-    folder.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="faithfulness-tools-"))
     with tarfile.open(tools) as archive:
         archive.extractall(folder, filter="tar")
     return folder

@@ -138,6 +138,7 @@ class Process:
     def kill(self):
         self.child.kill()
         self.child.wait()
+        self._end_group()
 
     def stop(self, seconds=40):
         """SIGTERM; the exit code."""
@@ -148,7 +149,15 @@ class Process:
             except subprocess.TimeoutExpired:
                 self.kill()
         self.reader.join(5)
+        self._end_group()
         return self.child.returncode
+
+    def _end_group(self):
+        """Its nats-server too, if it was ended before it could."""
+        try:
+            os.killpg(self.child.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
 
     def wait_end(self, seconds):
         """The exit code, None if it goes on."""
