@@ -155,7 +155,7 @@ impl Stand {
             max_tokens: tokens,
             stop_token_ids: Vec::new(),
         };
-        let options = GenerateOptions { chunk_tokens: None, block_order: order };
+        let options = GenerateOptions { block_order: order, ..GenerateOptions::default() };
         let result = generate(&mut engine, &[request], &options, media, &mut |_, _| {})?.remove(0);
         ensure!(result.error.is_none(), "{:?}", result.error);
         Ok((result, self.notebook.take()))

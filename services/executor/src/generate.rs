@@ -34,6 +34,8 @@ pub struct GenerateOptions {
     pub chunk_tokens: Option<u32>,
     /// Order in which blocks of the pool are handed out; `None` is from 0 up.
     pub block_order: Option<Vec<u32>>,
+    /// Known answer tokens are computed one by one, as if each had just been drawn: what decode steps compute for a given text.
+    pub decode_answers: bool,
 }
 
 /// What became of a request.

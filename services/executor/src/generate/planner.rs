@@ -9,6 +9,8 @@ use millrace_protocol::{ActorId, BlockId, JobId, SlotId};
 use super::{GenerateError, GenerateOptions, Request};
 
 struct Sequence {
+    /// Tokens that are computed together: the prompt's, or all that are known.
+    together: u32,
     known: u32,
     computed: u32,
     blocks: u32,
@@ -53,8 +55,11 @@ impl Planner {
         for (slot, request) in (0u32..).zip(requests) {
             opens.push(open(slot, request)?);
         }
-        let sequences =
-            opens.iter().map(|open| Sequence { known: open.tokens.len() as u32, computed: 0, blocks: 0, live: true });
+        let sequences = opens.iter().map(|open| {
+            let known = open.tokens.len() as u32;
+            let together = if options.decode_answers { open.prompt_tokens } else { known };
+            Sequence { together, known, computed: 0, blocks: 0, live: true }
+        });
         Ok(Self {
             step: 0,
             scheduler: ActorId::new("in-process").ok(),
@@ -73,7 +78,8 @@ impl Planner {
         let mut budget = self.step_tokens;
         let mut work = Vec::new();
         for (slot, sequence) in (0u32..).zip(&mut self.sequences).filter(|(_, sequence)| sequence.live) {
-            let count = (sequence.known - sequence.computed).min(self.chunk_tokens).min(budget);
+            let together = sequence.together.saturating_sub(sequence.computed).max(1);
+            let count = (sequence.known - sequence.computed).min(together).min(self.chunk_tokens).min(budget);
             if count == 0 {
                 continue;
             }

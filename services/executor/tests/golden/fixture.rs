@@ -50,6 +50,13 @@ struct Cases {
     cases: Vec<Case>,
 }
 
+/// Where the fixtures are: beside this source, or below the working directory of a test executable that was carried to
+/// another machine.
+fn fixtures() -> PathBuf {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/fixtures");
+    if beside.is_dir() { beside } else { PathBuf::from("tests/golden/fixtures") }
+}
+
 /// A fixture folder; also the pager of its cases.
 pub struct Family {
     pub dir: PathBuf,
@@ -61,7 +68,7 @@ pub struct Family {
 
 impl Family {
     pub fn open(name: &str) -> Self {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/fixtures").join(name);
+        let dir = fixtures().join(name);
         let text = std::fs::read(dir.join("cases.json")).unwrap();
         let mut cases = serde_json::from_slice::<Cases>(&text).unwrap().cases;
         let file = std::fs::read(dir.join("golden.safetensors")).unwrap();

@@ -35,7 +35,7 @@ fn same(name: &str, options: &GenerateOptions, batched: bool) {
 }
 
 fn chunks(tokens: u32) -> GenerateOptions {
-    GenerateOptions { chunk_tokens: Some(tokens), block_order: None }
+    GenerateOptions { chunk_tokens: Some(tokens), ..GenerateOptions::default() }
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn chunked_in_a_batch_equals_whole_alone() {
 fn shuffled_blocks_equal_contiguous_ones() {
     // 77 and 200 have no common factor: every block once, none beside its neighbour.
     let order: Vec<u32> = (0..200).map(|n| n * 77 % 200).collect();
-    let options = GenerateOptions { chunk_tokens: Some(6), block_order: Some(order) };
+    let options = GenerateOptions { chunk_tokens: Some(6), block_order: Some(order), ..GenerateOptions::default() };
     for name in FAMILIES {
         same(name, &options, true);
     }
@@ -79,7 +79,8 @@ fn an_answer_computed_again_equals_the_one_that_was_drawn() {
         for n in 0..family.cases.len() {
             let (drawn, known) = (family.cases[n].greedy(), family.cases[n].forced());
             let first = family.run(&mut engine, &[drawn], &GenerateOptions::default()).remove(0);
-            for options in [GenerateOptions::default(), chunks(9)] {
+            let one_by_one = GenerateOptions { decode_answers: true, ..GenerateOptions::default() };
+            for options in [GenerateOptions::default(), chunks(9), one_by_one] {
                 let again = family.run(&mut engine, std::slice::from_ref(&known), &options).remove(0);
                 assert_eq!(first.tokens, again.tokens);
                 assert!(bits(&first) == bits(&again), "{name} {}: logits differ", family.cases[n].name);
