@@ -1,17 +1,18 @@
 //! The CUDA backend: our kernels and cuBLASLt on one device and one stream, in bf16.
 //!
 //! Owns the device and its memory. Ops are launched and not waited for; only copies to the host wait. `unsafe` stands in
-//! `driver`, `memory`, `pinned`, `linear` and `step`, and in the copies here.
+//! `driver`, `memory`, `pinned`, `flight`, `linear` and `step`, and in the copies here.
 
 mod attention;
 mod driver;
+mod flight;
 mod linear;
 mod memory;
 mod norm;
 mod pinned;
+mod ring;
 mod rope;
 mod rows;
-mod sample;
 mod staging;
 mod step;
 mod tensor;
@@ -23,14 +24,18 @@ use std::sync::Arc;
 use candle_core::DType;
 use half::bf16;
 
+pub use flight::CudaFlight;
 pub use step::CudaLogits;
 pub use tensor::{CudaBatch, CudaFrequencies, CudaGeometry, CudaIndices, CudaKvCache, CudaTensor};
 
-use crate::backend::{Backend, Draw, Forward, GeluKind, PatchPage, RopeTable, Segments, SigmoidChoice, StepInputs};
+use crate::backend::{
+    Backend, Draw, Finished, Forward, GeluKind, PatchPage, RopeTable, Segments, SigmoidChoice, StepInputs,
+};
 use crate::error::KernelError;
 use crate::view::shape_error;
 use attention::DecodeScratch;
 use driver::Driver;
+use flight::Flights;
 use linear::Linear;
 use memory::Memory;
 use step::Steps;
@@ -43,6 +48,7 @@ use upload::Upload;
 #[derive(Debug)]
 pub struct CudaBackend {
     steps: Steps,
+    flights: Flights,
     upload: Upload,
     linear: Linear,
     decode: DecodeScratch,
@@ -62,8 +68,8 @@ impl CudaBackend {
         let linear = Linear::new(&driver, &memory)?;
         let decode = DecodeScratch::new(&driver, &memory)?;
         let (counters, bytes) = decode.counters();
-        let (steps, upload) = (Steps::default(), Upload::default());
-        let backend = Self { steps, upload, linear, decode, memory, driver, graphs };
+        let (steps, flights, upload) = (Steps::default(), Flights::default(), Upload::default());
+        let backend = Self { steps, flights, upload, linear, decode, memory, driver, graphs };
         backend.zero(counters, bytes)?;
         Ok(backend)
     }
@@ -107,6 +113,7 @@ impl Backend for CudaBackend {
     type Frequencies = CudaFrequencies;
     type Geometry = CudaGeometry;
     type Logits = CudaLogits;
+    type Flight = CudaFlight;
 
     fn dtype(&self) -> DType {
         DType::BF16
@@ -152,6 +159,10 @@ impl Backend for CudaBackend {
         Ok(CudaIndices::piece(self.staged(&values)?, values.len(), values.iter().copied().max()))
     }
 
+    fn begin(&self) -> Result<(), KernelError> {
+        self.begin_step()
+    }
+
     fn step<E: From<KernelError>>(
         &self,
         inputs: StepInputs,
@@ -169,8 +180,20 @@ impl Backend for CudaBackend {
         self.read(logits.logits.address(), logits.rows * width)
     }
 
-    fn draw(&self, logits: &CudaLogits, draws: &[Draw]) -> Result<Option<Vec<Option<u32>>>, KernelError> {
-        self.draw_rows(logits, draws).map(Some)
+    fn draws(&self, _draws: &[Draw]) -> bool {
+        true
+    }
+
+    fn finish(&self, drawn: Option<(&CudaLogits, &[Draw])>) -> Result<CudaFlight, KernelError> {
+        self.finish_step(drawn)
+    }
+
+    fn has_finished(&self, flight: &CudaFlight) -> Result<bool, KernelError> {
+        self.flight_has_finished(flight)
+    }
+
+    fn finished(&self, flight: CudaFlight) -> Result<Finished, KernelError> {
+        self.land(flight)
     }
 
     fn frequencies(&self, inverse: &[f32], axes: &[u32], positions: usize) -> Result<CudaFrequencies, KernelError> {
@@ -206,7 +229,7 @@ impl Backend for CudaBackend {
     }
 
     fn embed(&self, table: &CudaTensor, ids: &CudaIndices) -> Result<CudaTensor, KernelError> {
-        self.gather("embed", table, ids)
+        self.gather_embeddings(table, ids)
     }
 
     fn gather_rows(&self, x: &CudaTensor, rows: &CudaIndices) -> Result<CudaTensor, KernelError> {

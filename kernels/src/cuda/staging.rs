@@ -132,7 +132,7 @@ impl Sizes {
         };
         let largest = |list: &[u32]| list.iter().copied().max();
         (
-            CudaIndices::borrowed(at(parts.ids), self.rows, largest(&inputs.ids)),
+            CudaIndices::borrowed(at(parts.ids), self.rows, inputs.largest_id()),
             CudaIndices::borrowed(at(parts.positions), 3 * self.rows, largest(inputs.positions.as_flattened())),
             batch,
             CudaIndices::borrowed(at(parts.logit_rows), self.logit_rows, largest(&inputs.logit_rows)),
