@@ -1,7 +1,8 @@
 //! A backend with one op wrong on purpose; all others are the real ones.
 
 use millrace_kernels::{
-    Backend, Draw, Forward, GeluKind, KernelError, PatchPage, RopeTable, Segments, SigmoidChoice, Staged, StepInputs,
+    Backend, Draw, Finished, Forward, GeluKind, KernelError, PatchPage, RopeTable, Segments, SigmoidChoice, Staged,
+    StepInputs,
 };
 
 /// What is wrong.
@@ -20,6 +21,8 @@ pub enum Fault {
     NoTopkNorm,
     NoRouterBias,
     NoLatentNorm,
+    /// No fault: no step has ended until it is waited for, as on a device of its own.
+    Slow,
     /// No fault: weights take no memory, and nothing can be computed.
     Weightless,
 }
@@ -46,6 +49,7 @@ impl<B: Backend> Backend for MutantBackend<B> {
     type Frequencies = B::Frequencies;
     type Geometry = B::Geometry;
     type Logits = B::Logits;
+    type Flight = B::Flight;
 
     fn gelu(&self, x: &B::Tensor, kind: GeluKind) -> Done<B::Tensor> {
         let kind = match (self.fault, kind) {
@@ -143,8 +147,17 @@ impl<B: Backend> Backend for MutantBackend<B> {
     fn logits_to_host(&self, logits: &B::Logits) -> Done<Vec<f32>> {
         self.inner.logits_to_host(logits)
     }
-    fn draw(&self, logits: &B::Logits, draws: &[Draw]) -> Done<Option<Vec<Option<u32>>>> {
-        self.inner.draw(logits, draws)
+    fn draws(&self, draws: &[Draw]) -> bool {
+        self.inner.draws(draws)
+    }
+    fn finish(&self, drawn: Option<(&B::Logits, &[Draw])>) -> Done<B::Flight> {
+        self.inner.finish(drawn)
+    }
+    fn has_finished(&self, flight: &B::Flight) -> Done<bool> {
+        Ok(self.fault != Fault::Slow && self.inner.has_finished(flight)?)
+    }
+    fn finished(&self, flight: B::Flight) -> Done<Finished> {
+        self.inner.finished(flight)
     }
     fn frequencies(&self, inverse: &[f32], axes: &[u32], positions: usize) -> Done<B::Frequencies> {
         self.inner.frequencies(inverse, axes, positions)
