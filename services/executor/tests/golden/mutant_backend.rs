@@ -178,12 +178,12 @@ impl<B: Backend> Backend for MutantBackend<B> {
         let mut values = self.inner.logits_to_host(logits)?;
         let width = values.len() / draws.len();
         for (row, (values, draw)) in values.chunks_mut(width).zip(draws).enumerate() {
-            if no_number == Some((number, row)) {
-                values[width - 1] = f32::NAN;
-            }
             if draw.temperature > 0.0 {
                 let chosen = choose(values, draw);
                 values[chosen] = 1e9;
+            }
+            if no_number == Some((number, row)) {
+                values[width - 1] = f32::NAN;
             }
         }
         let chosen = self.inner.upload(&values, &[draws.len(), width])?;
