@@ -215,6 +215,40 @@ fn a_row_that_is_no_number_ends_its_sequence_and_what_ran_ahead_is_dropped() {
 }
 
 #[test]
+fn a_late_failure_concerns_no_other_sequence_in_the_slot() {
+    let mut family = Family::open("qwen3");
+    let family = &mut family;
+    let (mut reopened, mut hosts) = (Script::default(), Script::default());
+    for script in [&mut reopened, &mut hosts] {
+        script.step().open(0, &prompt(family, 12), &[], ResolvedSampling::greedy());
+        script.open(1, &prompt(family, 9), &[], random(7)).work(0, 50).work(1, 50);
+        script.decode(&[0, 1]);
+    }
+    // The failed row's slot has another sequence before anyone knows, or the next step is drawn by the host.
+    reopened.step().release(1).open(1, &prompt(family, 25), &[], random(9)).work(1, 8).work(0, 1);
+    reopened.decode(&[0]).work(1, 50);
+    reopened.decode(&[0, 1]);
+    hosts.decode(&[0, 1]).open(2, &prompt(family, 10), &[], penalised()).work(2, 50);
+    hosts.decode(&[1, 2, 0]);
+    for (script, drawn) in [(reopened, [2, 1, 1, 2, 2].as_slice()), (hosts, &[2, 1, 2, 2])] {
+        let expected = one_by_one(engine(family, slow(Some((1, 1)))), family, &script.plans);
+        assert_eq!(expected.iter().map(|output| output.tokens.len()).collect::<Vec<_>>(), drawn);
+        assert_eq!(expected[1].failed.len(), 1);
+        for polite in [true, false] {
+            assert_eq!(two_deep(engine(family, slow(Some((1, 1)))), family, &script.plans, polite), expected);
+        }
+    }
+    // A token of the sequence before comes when the prompt behind it is half computed.
+    let mut script = Script::default();
+    script.step().open(1, &prompt(family, 9), &[], random(7)).work(1, 50);
+    script.step().release(1).open(1, &prompt(family, 25), &[], random(9)).work(1, 6);
+    script.step().work(1, 50);
+    script.decode(&[1]);
+    let expected = one_by_one(engine(family, slow(None)), family, &script.plans);
+    assert_eq!(two_deep(engine(family, slow(None)), family, &script.plans, true), expected);
+}
+
+#[test]
 fn a_plan_that_contradicts_the_engine_loses_no_output_before_it() {
     let mut family = Family::open("qwen3");
     let mut script = Script::default();
