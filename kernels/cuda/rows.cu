@@ -2,17 +2,33 @@
 // Grids: x = row, block = 128 threads that walk the row. Indices are checked on the host.
 #include "numeric.cuh"
 
-// out[i] = table[rows[i]]; width in elements.
-extern "C" __global__ void gather_rows(const bf16* table, const unsigned* rows, bf16* out, int width) {
-    release_next();
-    wait_for_previous();
-    const bf16* from = table + size_t(rows[blockIdx.x]) * width;
+// The block's row of `out` = row `row` of `table`.
+__device__ __forceinline__ void copy_row(const bf16* table, unsigned row, bf16* out, int width) {
+    const bf16* from = table + size_t(row) * width;
     bf16* to = out + size_t(blockIdx.x) * width;
     if (width % VECTOR == 0) {
         for (int i = threadIdx.x * VECTOR; i < width; i += blockDim.x * VECTOR) store(to + i, load(from + i));
     } else {
         for (int i = threadIdx.x; i < width; i += blockDim.x) to[i] = from[i];
     }
+}
+
+// out[i] = table[rows[i]]; width in elements.
+extern "C" __global__ void gather_rows(const bf16* table, const unsigned* rows, bf16* out, int width) {
+    release_next();
+    wait_for_previous();
+    copy_row(table, rows[blockIdx.x], out, width);
+}
+
+// out[i] = table[ids[i]], `count` rows of it. An id with its top bit set names an entry of `drawn`, what the step before drew
+// (argmax.cu, sample.cu): 0xffffffff there, a row that was not finite, gives row 0, which the host drops later.
+extern "C" __global__ void embed_rows(const bf16* table, const unsigned* ids, const unsigned* drawn, bf16* out, int width,
+                                      int count) {
+    release_next();
+    wait_for_previous();
+    unsigned id = ids[blockIdx.x];
+    if (id & 0x80000000u) id = drawn[id & 0x7fffffffu];
+    copy_row(table, id < unsigned(count) ? id : 0u, out, width);
 }
 
 // x[rows[i]] = values[i]; of equal rows the last one counts.

@@ -4,6 +4,8 @@
 //! f32 accumulation); with f32 tensors nothing is rounded. Each method names its rounding points. Empty problems (zero
 //! rows) are `Ok`. Shapes are checked before any work; a mismatch is [`KernelError::Shape`] that names the op.
 
+use std::time::Duration;
+
 use crate::device_memory::MemoryReader;
 use crate::error::KernelError;
 use crate::host_memory::HostMemory;
@@ -41,7 +43,7 @@ pub struct Ragged {
 /// What one step takes from the host, staged on the device once ([`Backend::step`]) and read by every layer.
 #[derive(Debug, Clone, Default)]
 pub struct StepInputs {
-    /// Token ids, one for each row.
+    /// Token ids, one for each row, or [`StepInputs::drawn`] for a token that no host knows yet.
     pub ids: Vec<u32>,
     /// Rotary positions of each row on the axes (temporal, height, width).
     pub positions: Vec<[u32; 3]>,
@@ -78,6 +80,48 @@ impl StepInputs {
         }
         wanted.is_empty().then_some(tail)
     }
+
+    /// Set in an id that stands for a draw of the step before.
+    pub(crate) const DRAWN: u32 = 1 << 31;
+
+    /// Id of the token that the step before draws for its row `row` of logits ([`Backend::finish`]): the device puts it in. Where
+    /// nothing was drawn, because the row is not finite, it is token 0, whose results are of no use.
+    pub fn drawn(row: u32) -> u32 {
+        row | Self::DRAWN
+    }
+
+    /// Largest id that is known.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn largest_id(&self) -> Option<u32> {
+        self.ids.iter().copied().filter(|id| id & Self::DRAWN == 0).max()
+    }
+
+    /// Errors if an id stands for a draw that the step before, of `rows` draws, did not make.
+    pub(crate) fn check_drawn(&self, rows: usize) -> Result<(), KernelError> {
+        let beyond = |id: &u32| id & Self::DRAWN != 0 && (id & !Self::DRAWN) as usize >= rows;
+        match self.ids.iter().copied().find(beyond) {
+            Some(id) => Err(KernelError::Index { op: "step", index: u64::from(id & !Self::DRAWN), limit: rows as u64 }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What became of a step.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Finished {
+    /// The token of each row that was drawn for, `None` for a row that is not finite.
+    pub drawn: Vec<Option<u32>>,
+    /// By the device's clock; `None` where the device is the host.
+    pub times: Option<StepTimes>,
+}
+
+/// Times of one step on its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StepTimes {
+    /// From the step's first work to the end of its last.
+    pub busy: Duration,
+    /// From the end of the step before to this one's first work; 0 for the first step.
+    pub idle: Duration,
 }
 
 /// How one row's token is drawn: temperature, top-k, top-p and min-p, in this order, then by `uniform` in order of id.
@@ -210,6 +254,8 @@ pub trait Backend: Send + Sync + Sized {
     type Geometry: Send + std::fmt::Debug;
     /// Logits of one step, until the next step begins.
     type Logits: Send + std::fmt::Debug;
+    /// A step under way, from [`Self::finish`] to [`Self::finished`].
+    type Flight: Send + std::fmt::Debug;
 
     /// Element type of activations and weights.
     fn dtype(&self) -> candle_core::DType;
@@ -274,6 +320,11 @@ pub trait Backend: Send + Sync + Sized {
     /// Takes a list of indices onto the device.
     fn indices(&self, values: Vec<u32>) -> Result<Self::Indices, KernelError>;
 
+    /// The next step's work begins here, on a device whose clock counts: for work that comes before [`Self::step`], which begins
+    /// by itself.
+    fn begin(&self) -> Result<(), KernelError> {
+        Ok(())
+    }
     /// Stages `inputs` and runs `forward`, which gives logits `[logit_rows, V]`, or replays a recorded run of it.
     fn step<E: From<KernelError>>(
         &self,
@@ -285,9 +336,15 @@ pub trait Backend: Send + Sync + Sized {
     fn recorded_batches(&self, most: usize) -> Vec<usize>;
     /// All logits as f32, row by row.
     fn logits_to_host(&self, logits: &Self::Logits) -> Result<Vec<f32>, KernelError>;
-    /// The token of each row, `None` for a row that is not finite. Greedy: the largest logit, the lowest index of equal ones. All
-    /// in all `None` if this device leaves draws like these to the host.
-    fn draw(&self, logits: &Self::Logits, draws: &[Draw]) -> Result<Option<Vec<Option<u32>>>, KernelError>;
+    /// Whether this device makes all of `draws` by itself.
+    fn draws(&self, draws: &[Draw]) -> bool;
+    /// Ends a step: draws a token for each row of its logits, or none if the host draws. Greedy: the largest logit, the lowest
+    /// index of equal ones. Waits for nothing; the next step may name the draws in its ids ([`StepInputs::drawn`]).
+    fn finish(&self, drawn: Option<(&Self::Logits, &[Draw])>) -> Result<Self::Flight, KernelError>;
+    /// Whether [`Self::finished`] would not wait.
+    fn has_finished(&self, flight: &Self::Flight) -> Result<bool, KernelError>;
+    /// Waits for the end of a step. Steps are asked for in their order.
+    fn finished(&self, flight: Self::Flight) -> Result<Finished, KernelError>;
 
     /// Frequencies (`f32`, see [`crate::angle`]) and the axis (0 temporal, 1 height, 2 width) that each turns with;
     /// positions stay below `positions`.

@@ -3,12 +3,15 @@
 //! Owns the choice of element type per op; the ops live in their own files. Results do not depend on how a batch is cut:
 //! batched equals single and chunked equals whole, bit by bit.
 
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
 
 use crate::angles::CpuFrequencies;
 use crate::backend::{
-    Backend, Draw, Forward, GeluKind, PatchPage, Ragged, RopeTable, Segments, SigmoidChoice, Staged, StepInputs,
+    Backend, Draw, Finished, Forward, GeluKind, PatchPage, Ragged, RopeTable, Segments, SigmoidChoice, Staged,
+    StepInputs,
 };
 use crate::error::KernelError;
 use crate::host::Host;
@@ -47,6 +50,8 @@ pub struct CpuBackend {
     /// F32 or BF16; [`CpuBackend::new`] refuses others.
     dtype: DType,
     host: Host,
+    /// Draws of the last step, for ids of the next one.
+    drawn: Mutex<Vec<Option<u32>>>,
 }
 
 impl CpuBackend {
@@ -60,7 +65,9 @@ impl CpuBackend {
     /// processor lacks it).
     pub fn with(dtype: DType, threads: usize, isa: Isa) -> Result<Self, KernelError> {
         match dtype {
-            DType::F32 | DType::BF16 => Ok(Self { dtype, host: Host { isa, threads: Threads::new(threads) } }),
+            DType::F32 | DType::BF16 => {
+                Ok(Self { dtype, host: Host { isa, threads: Threads::new(threads) }, drawn: Mutex::default() })
+            }
             other => Err(KernelError::Dtype { op: "cpu_backend", dtype: format!("{other:?}") }),
         }
     }
@@ -75,6 +82,7 @@ impl Backend for CpuBackend {
     type Frequencies = CpuFrequencies;
     type Geometry = CpuGeometry;
     type Logits = Tensor;
+    type Flight = Vec<Option<u32>>;
 
     fn dtype(&self) -> DType {
         self.dtype
@@ -132,7 +140,18 @@ impl Backend for CpuBackend {
         Ok(values)
     }
 
-    fn step<E: From<KernelError>>(&self, inputs: StepInputs, forward: &mut Forward<'_, Self, E>) -> Result<Tensor, E> {
+    fn step<E: From<KernelError>>(
+        &self,
+        mut inputs: StepInputs,
+        forward: &mut Forward<'_, Self, E>,
+    ) -> Result<Tensor, E> {
+        {
+            let drawn = self.drawn.lock().unwrap_or_else(PoisonError::into_inner);
+            inputs.check_drawn(drawn.len())?;
+            for id in inputs.ids.iter_mut().filter(|id| **id & StepInputs::DRAWN != 0) {
+                *id = drawn.get((*id & !StepInputs::DRAWN) as usize).copied().flatten().unwrap_or(0);
+            }
+        }
         let tail = inputs.tail().map(|tail| batch::part(&inputs.ragged, &tail));
         let StepInputs { ids, positions, ragged, block_tokens: _, logit_rows, replayable: _ } = inputs;
         forward(&Staged { ids, positions: positions.into_flattened(), batch: ragged, logit_rows, tail })
@@ -146,11 +165,26 @@ impl Backend for CpuBackend {
         self.to_host(logits)
     }
 
-    fn draw(&self, logits: &Tensor, draws: &[Draw]) -> Result<Option<Vec<Option<u32>>>, KernelError> {
-        if draws.iter().any(|draw| draw.temperature > 0.0) {
-            return Ok(None);
-        }
-        typed!(self, rows::winners(logits)).map(Some)
+    fn draws(&self, draws: &[Draw]) -> bool {
+        draws.iter().all(|draw| draw.temperature <= 0.0)
+    }
+
+    fn finish(&self, drawn: Option<(&Tensor, &[Draw])>) -> Result<Vec<Option<u32>>, KernelError> {
+        let winners = match drawn {
+            Some((logits, draws)) if self.draws(draws) => typed!(self, rows::winners(logits))?,
+            Some(_) => return Err(shape_error("finish", "random draws, which are the host's")),
+            None => Vec::new(),
+        };
+        self.drawn.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&winners);
+        Ok(winners)
+    }
+
+    fn has_finished(&self, _flight: &Vec<Option<u32>>) -> Result<bool, KernelError> {
+        Ok(true)
+    }
+
+    fn finished(&self, flight: Vec<Option<u32>>) -> Result<Finished, KernelError> {
+        Ok(Finished { drawn: flight, times: None })
     }
 
     fn frequencies(&self, inverse: &[f32], axes: &[u32], _positions: usize) -> Result<CpuFrequencies, KernelError> {

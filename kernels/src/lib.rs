@@ -39,7 +39,8 @@ mod view;
 
 pub use angles::{CpuFrequencies, angle};
 pub use backend::{
-    Backend, Draw, Forward, GeluKind, PatchPage, Ragged, RopeTable, Segments, SigmoidChoice, Staged, StepInputs,
+    Backend, Draw, Finished, Forward, GeluKind, PatchPage, Ragged, RopeTable, Segments, SigmoidChoice, Staged,
+    StepInputs, StepTimes,
 };
 pub use cpu::{CpuBackend, CpuGeometry};
 #[cfg(feature = "cuda")]

@@ -1,5 +1,5 @@
-//! Recorded steps: a small decoder run step by step with and without recording gives the same bits, and a steady state
-//! allocates nothing. Skips, and says so, without a device.
+//! Recorded steps: a small decoder run step by step with and without recording gives the same bits, two steps under way give the
+//! tokens of one, and a steady state allocates nothing. Skips, and says so, without a device.
 #![allow(clippy::unwrap_used, clippy::panic)] // Helpers of tests.
 
 #[path = "support/device.rs"]
@@ -7,7 +7,7 @@ mod device;
 mod support;
 
 use candle_core::DType;
-use device::device;
+use device::{device, poison};
 use millrace_kernels::{Backend, CudaBackend, Draw, KernelError, Ragged, Staged, StepInputs};
 use support::Random;
 
@@ -51,8 +51,8 @@ impl<B: Backend> Model<B> {
         Self { table, norm, head_norm, qkv, output, frequencies, caches, backend }
     }
 
-    /// Logits and greedy draws of one step.
-    fn step(&mut self, inputs: StepInputs) -> (Vec<f32>, Vec<Option<u32>>) {
+    /// Launches one step.
+    fn launch(&mut self, inputs: StepInputs) -> B::Logits {
         let Self { backend: b, table, norm, head_norm, qkv, output, frequencies, caches } = self;
         let mut forward = |staged: &Staged<B>| -> Result<B::Tensor, KernelError> {
             let mut x = b.embed(table, &staged.ids)?;
@@ -66,10 +66,16 @@ impl<B: Backend> Model<B> {
             }
             b.linear(&b.rms_norm(&b.gather_rows(&x, &staged.logit_rows)?, norm, 1e-6)?, table, None)
         };
-        let logits = b.step::<KernelError>(inputs, &mut forward).unwrap();
-        let values = b.logits_to_host(&logits).unwrap();
-        let drawn = b.draw(&logits, &vec![Draw::GREEDY; values.len() / VOCAB]).unwrap().unwrap();
-        (values, drawn)
+        b.step::<KernelError>(inputs, &mut forward).unwrap()
+    }
+
+    /// Logits and greedy draws of one step.
+    fn step(&mut self, inputs: StepInputs) -> (Vec<f32>, Vec<Option<u32>>) {
+        let logits = self.launch(inputs);
+        let values = self.backend.logits_to_host(&logits).unwrap();
+        let draws = vec![Draw::GREEDY; values.len() / VOCAB];
+        let flight = self.backend.finish(Some((&logits, &draws))).unwrap();
+        (values, self.backend.finished(flight).unwrap().drawn)
     }
 }
 
@@ -124,5 +130,111 @@ fn recorded_steps_give_the_same_bits() {
         let largest = plain.0.iter().zip(&recorded.0).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(plain.0.len() == recorded.0.len() && largest <= 0.1, "step {step}: logits differ by {largest}");
         assert!(step > 2 || plain.0 == recorded.0, "step {step}: other bits");
+    }
+}
+
+/// Answers of `sequences`, every one in most steps, in another order each time. With `ahead` a step is launched before the one
+/// before it has ended: tokens of that one are named by their rows, older ones are known.
+fn answers(cuda: CudaBackend, seed: u64, sequences: usize, steps: usize, ahead: bool) -> Vec<Vec<u32>> {
+    let width = (steps + 1).div_ceil(BLOCK_TOKENS);
+    let tables: Vec<Vec<u32>> = (0..sequences).map(|n| (0..width).map(|b| (n * width + b) as u32).collect()).collect();
+    let mut model = Model::new(cuda, seed, sequences * width);
+    poison(&model.backend, 16 << 20);
+    let mut random = Random::from_seed(seed ^ 3);
+    let mut answers: Vec<Vec<u32>> = (0..sequences).map(|n| vec![n as u32]).collect();
+    let mut contexts = vec![0; sequences];
+    // The step under way: its sequences in order of rows.
+    let mut under_way = None;
+    let mut allocations = 0;
+    let land = |model: &Model<CudaBackend>, answers: &mut Vec<Vec<u32>>, flight| {
+        let (flight, rows): (_, Vec<usize>) = flight;
+        let finished = model.backend.finished(flight).unwrap();
+        assert!(finished.times.unwrap().busy.as_nanos() > 0);
+        assert_eq!(finished.drawn.len(), rows.len());
+        rows.iter().zip(finished.drawn).for_each(|(sequence, token)| answers[*sequence].push(token.unwrap()));
+    };
+    for step in 0..steps {
+        let live = sequences - step % 3;
+        let rows = random.shuffled(sequences).into_iter().map(|n| n as usize).take(live).collect::<Vec<_>>();
+        let before = under_way.as_ref().map_or(&[][..], |(_, rows): &(_, Vec<usize>)| rows.as_slice());
+        let id = |sequence: &usize| match before.iter().position(|other| other == sequence) {
+            Some(row) => StepInputs::drawn(row as u32),
+            None => *answers[*sequence].last().unwrap(),
+        };
+        let ids: Vec<u32> = rows.iter().map(id).collect();
+        let own: Vec<usize> = rows.iter().map(|sequence| contexts[*sequence]).collect();
+        let blocks: Vec<Vec<u32>> = rows.iter().map(|sequence| tables[*sequence].clone()).collect();
+        let logits = model.launch(decode(&own, &blocks, &ids));
+        let draw = |sequence: &usize| Draw {
+            uniform: ((sequence * 31 + contexts[*sequence] * 17) % 97) as f64 / 97.0,
+            temperature: [0.0, 0.8][sequence % 2],
+            ..Draw::GREEDY
+        };
+        let draws: Vec<Draw> = rows.iter().map(draw).collect();
+        let flight = model.backend.finish(Some((&logits, &draws))).unwrap();
+        rows.iter().for_each(|sequence| contexts[*sequence] += 1);
+        under_way.replace((flight, rows)).into_iter().for_each(|flight| land(&model, &mut answers, flight));
+        if !ahead {
+            under_way.take().into_iter().for_each(|flight| land(&model, &mut answers, flight));
+        }
+        if step == steps / 2 {
+            allocations = model.backend.allocations();
+        }
+    }
+    assert_eq!(model.backend.allocations(), allocations, "a steady state allocates nothing");
+    model.backend.synchronize().unwrap();
+    assert!(under_way.as_ref().is_none_or(|(flight, _)| model.backend.has_finished(flight).unwrap()));
+    under_way.take().into_iter().for_each(|flight| land(&model, &mut answers, flight));
+    answers
+}
+
+#[test]
+fn two_steps_under_way_give_the_tokens_of_one() {
+    let seed = Random::fresh().next();
+    for graphs in [false, true] {
+        for sequences in [3, 12] {
+            let (Some(waits), Some(ahead)) = (device(graphs), device(graphs)) else { return };
+            let expected = answers(waits, seed, sequences, 90, false);
+            assert!(expected.iter().all(|answer| answer.len() > 30));
+            assert_eq!(answers(ahead, seed, sequences, 90, true), expected, "graphs {graphs}, seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn ids_stand_for_draws_of_the_step_before() {
+    let Some(cuda) = device(false) else { return };
+    let mut random = Random::fresh();
+    for (rows, width) in [(1, 8), (7, 250), (67, 256)] {
+        let table = random.values(DType::BF16, VOCAB * width);
+        let uploaded = cuda.upload(&table, &[VOCAB, width]).unwrap();
+        let mut values = random.values(DType::BF16, rows * VOCAB);
+        values[(rows - 1) * VOCAB + 5] = f32::NAN;
+        let step = |ids: &[u32], forward: &mut dyn FnMut(&Staged<CudaBackend>)| {
+            let tables = vec![vec![0]; ids.len()];
+            poison(&cuda, 1 << 20);
+            let run = &mut |staged: &Staged<CudaBackend>| {
+                forward(staged);
+                cuda.upload(&values[..ids.len() * VOCAB], &[ids.len(), VOCAB])
+            };
+            cuda.step::<KernelError>(decode(&vec![0; ids.len()], &tables, ids), run)
+        };
+        let logits = step(&vec![0; rows], &mut |_| ()).unwrap();
+        let flight = cuda.finish(Some((&logits, &vec![Draw::GREEDY; rows]))).unwrap();
+        // Known ids, and draws from the last row, which is no number, to the first.
+        let ids: Vec<u32> =
+            (0..rows).map(|n| if n % 5 == 3 { n as u32 } else { StepInputs::drawn((rows - 1 - n) as u32) }).collect();
+        let mut rows_of = Vec::new();
+        step(&ids, &mut |staged| rows_of = cuda.to_host(&cuda.embed(&uploaded, &staged.ids).unwrap()).unwrap())
+            .unwrap();
+        let drawn = cuda.finished(flight).unwrap().drawn;
+        assert_eq!(drawn[rows - 1], None);
+        for (n, got) in rows_of.chunks_exact(width).enumerate() {
+            let id = if n % 5 == 3 { n } else { drawn[rows - 1 - n].unwrap_or(0) as usize };
+            assert!(got == &table[id * width..][..width], "row {n} of {rows}");
+        }
+        // A row that was not drawn is refused on the host.
+        let beyond = step(&[StepInputs::drawn(rows as u32)], &mut |_| ());
+        assert!(matches!(beyond, Err(KernelError::Index { .. })));
     }
 }

@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Tensor, TensorId};
-use millrace_kernels::{Backend, CpuBackend, CpuKvCache, CpuRouting, Draw, Forward, PatchPage, Staged, StepInputs};
+use millrace_kernels::{
+    Backend, CpuBackend, CpuKvCache, CpuRouting, Draw, Finished, Forward, PatchPage, Staged, StepInputs,
+};
 use millrace_kernels::{GeluKind, KernelError, Ragged, RopeTable, Segments, SigmoidChoice};
 
 /// One call.
@@ -75,6 +77,7 @@ type Indices = <CpuBackend as Backend>::Indices;
 type Frequencies = <CpuBackend as Backend>::Frequencies;
 type Geometry = <CpuBackend as Backend>::Geometry;
 type Logits = <CpuBackend as Backend>::Logits;
+type Flight = <CpuBackend as Backend>::Flight;
 
 /// Ops that are noted by name and passed on.
 macro_rules! by_name {
@@ -95,6 +98,7 @@ impl Backend for Recorder {
     type Frequencies = Frequencies;
     type Geometry = Geometry;
     type Logits = Logits;
+    type Flight = Flight;
 
     by_name! {
         fn dtype(&self) -> DType;
@@ -118,7 +122,10 @@ impl Backend for Recorder {
         fn indices(&self, values: Vec<u32>) -> Done<Indices>;
         fn recorded_batches(&self, most: usize) -> Vec<usize>;
         fn logits_to_host(&self, logits: &Logits) -> Done<Vec<f32>>;
-        fn draw(&self, logits: &Logits, draws: &[Draw]) -> Done<Option<Vec<Option<u32>>>>;
+        fn draws(&self, draws: &[Draw]) -> bool;
+        fn finish(&self, drawn: Option<(&Logits, &[Draw])>) -> Done<Flight>;
+        fn has_finished(&self, flight: &Flight) -> Done<bool>;
+        fn finished(&self, flight: Flight) -> Done<Finished>;
         fn frequencies(&self, inverse: &[f32], axes: &[u32], positions: usize) -> Done<Frequencies>;
         fn free_bytes(&self) -> Done<Option<u64>>;
         fn patches(&self, pages: &[PatchPage<'_>], temporal: usize) -> Done<Tensor>;

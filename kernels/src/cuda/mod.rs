@@ -1,19 +1,20 @@
 //! The CUDA backend: our kernels and cuBLASLt on one device and one stream, in bf16.
 //!
 //! Owns the device and its memory. Ops are launched and not waited for; only copies to the host wait. `unsafe` stands in
-//! `driver`, `memory`, `pinned`, `linear` and `step`, and in the copies here.
+//! `driver`, `memory`, `pinned`, `flight`, `linear` and `step`, and in the copies here.
 
 mod attention;
 mod driver;
+mod flight;
 mod gated_linear;
 mod host_copies;
 mod linear;
 mod memory;
 mod norm;
 mod pinned;
+mod ring;
 mod rope;
 mod rows;
-mod sample;
 mod skinny;
 mod staging;
 mod step;
@@ -26,17 +27,21 @@ use std::sync::Arc;
 use candle_core::DType;
 use half::bf16;
 
+pub use flight::CudaFlight;
 pub(crate) use pinned::Pinned;
 pub use step::CudaLogits;
 pub use tensor::{CudaBatch, CudaFrequencies, CudaGeometry, CudaIndices, CudaKvCache, CudaTensor};
 
-use crate::backend::{Backend, Draw, Forward, GeluKind, PatchPage, RopeTable, Segments, SigmoidChoice, StepInputs};
+use crate::backend::{
+    Backend, Draw, Finished, Forward, GeluKind, PatchPage, RopeTable, Segments, SigmoidChoice, StepInputs,
+};
 use crate::device_memory::{DeviceMemory, MemoryKind, MemoryReader};
 use crate::error::KernelError;
 use crate::host_memory::HostMemory;
 use crate::view::shape_error;
 use attention::DecodeScratch;
 use driver::Driver;
+use flight::Flights;
 use host_copies::Way;
 use linear::Linear;
 use memory::Memory;
@@ -50,6 +55,7 @@ use upload::Upload;
 #[derive(Debug)]
 pub struct CudaBackend {
     steps: Steps,
+    flights: Flights,
     upload: Upload,
     linear: Linear,
     decode: DecodeScratch,
@@ -70,8 +76,8 @@ impl CudaBackend {
         gated_linear::prepare(&driver)?;
         let decode = DecodeScratch::new(&driver, &memory)?;
         let (counters, bytes) = decode.counters();
-        let (steps, upload) = (Steps::default(), Upload::default());
-        let backend = Self { steps, upload, linear, decode, memory, driver, graphs };
+        let (steps, flights, upload) = (Steps::default(), Flights::default(), Upload::default());
+        let backend = Self { steps, flights, upload, linear, decode, memory, driver, graphs };
         backend.zero(counters, bytes)?;
         Ok(backend)
     }
@@ -123,6 +129,7 @@ impl Backend for CudaBackend {
     type Frequencies = CudaFrequencies;
     type Geometry = CudaGeometry;
     type Logits = CudaLogits;
+    type Flight = CudaFlight;
 
     fn dtype(&self) -> DType {
         DType::BF16
@@ -199,6 +206,10 @@ impl Backend for CudaBackend {
         Ok(CudaIndices::piece(self.staged(&values)?, values.len(), values.iter().copied().max()))
     }
 
+    fn begin(&self) -> Result<(), KernelError> {
+        self.begin_step()
+    }
+
     fn step<E: From<KernelError>>(
         &self,
         inputs: StepInputs,
@@ -216,8 +227,20 @@ impl Backend for CudaBackend {
         self.read(logits.logits.address(), logits.rows * width)
     }
 
-    fn draw(&self, logits: &CudaLogits, draws: &[Draw]) -> Result<Option<Vec<Option<u32>>>, KernelError> {
-        self.draw_rows(logits, draws).map(Some)
+    fn draws(&self, _draws: &[Draw]) -> bool {
+        true
+    }
+
+    fn finish(&self, drawn: Option<(&CudaLogits, &[Draw])>) -> Result<CudaFlight, KernelError> {
+        self.finish_step(drawn)
+    }
+
+    fn has_finished(&self, flight: &CudaFlight) -> Result<bool, KernelError> {
+        self.flight_has_finished(flight)
+    }
+
+    fn finished(&self, flight: CudaFlight) -> Result<Finished, KernelError> {
+        self.land(flight)
     }
 
     fn frequencies(&self, inverse: &[f32], axes: &[u32], positions: usize) -> Result<CudaFrequencies, KernelError> {
@@ -278,7 +301,7 @@ impl Backend for CudaBackend {
     }
 
     fn embed(&self, table: &CudaTensor, ids: &CudaIndices) -> Result<CudaTensor, KernelError> {
-        self.gather("embed", table, ids)
+        self.gather_embeddings(table, ids)
     }
 
     fn gather_rows(&self, x: &CudaTensor, rows: &CudaIndices) -> Result<CudaTensor, KernelError> {

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use cudarc::driver::{result, sys};
 
 use super::driver::{Driver, failed};
+use super::upload::{Plain, bytes_of};
 use crate::device_memory::ByteSize;
 use crate::error::KernelError;
+use crate::view::shape_error;
 
 /// A page-locked buffer and the event behind the last copy that used it.
 #[derive(Debug)]
@@ -59,6 +61,15 @@ impl Pinned {
         Ok(unsafe { std::slice::from_raw_parts_mut(self.pointer.cast(), self.bytes) })
     }
 
+    /// Puts the bytes of `values` at the start, once the last copy that used the buffer is done.
+    pub(super) fn write<T: Plain>(&mut self, values: &[T]) -> Result<(), KernelError> {
+        let source = bytes_of(values);
+        let target = self.open()?.get_mut(..source.len());
+        let target = target.ok_or_else(|| shape_error("pinned", format!("no room for {} bytes", source.len())))?;
+        target.copy_from_slice(source);
+        Ok(())
+    }
+
     /// Starts a copy of the first `bytes` to `device`.
     pub(super) fn send(&mut self, device: u64, bytes: usize) -> Result<(), KernelError> {
         let stream = self.driver.stream()?;
@@ -66,6 +77,21 @@ impl Pinned {
         unsafe {
             let source = std::slice::from_raw_parts(self.pointer.cast::<u8>(), bytes.min(self.bytes));
             result::memcpy_htod_async(device, source, stream).map_err(failed("cuMemcpyHtoDAsync"))?;
+            result::event::record(self.event, stream).map_err(failed("cuEventRecord"))
+        }
+    }
+
+    /// Puts `source` at `offset` and starts its copy to `device`. No copy since the last [`Self::open`] used this place.
+    pub fn send_from(&mut self, offset: usize, source: &[u8], device: u64) -> Result<(), KernelError> {
+        let stream = self.driver.stream()?;
+        if offset + source.len() > self.bytes {
+            return Err(shape_error("pinned", format!("no room for {} bytes at {offset}", source.len())));
+        }
+        // SAFETY: the place is inside the buffer and, as the caller promises, no copy reads it; the rest is as in `send`.
+        unsafe {
+            let place = std::slice::from_raw_parts_mut(self.pointer.cast::<u8>().add(offset), source.len());
+            place.copy_from_slice(source);
+            result::memcpy_htod_async(device, place, stream).map_err(failed("cuMemcpyHtoDAsync"))?;
             result::event::record(self.event, stream).map_err(failed("cuEventRecord"))
         }
     }

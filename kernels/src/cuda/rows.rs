@@ -3,6 +3,7 @@
 use super::CudaBackend;
 use super::driver::{Argument, Launch};
 use super::tensor::{CudaIndices, CudaTensor, ELEMENT};
+use crate::backend::StepInputs;
 use crate::error::KernelError;
 use crate::view::{check_indices, shape_error};
 
@@ -20,6 +21,19 @@ impl CudaBackend {
         let out = self.activation(&[rows.count, width])?;
         let arguments = [table.argument(), rows.argument(), out.argument(), Argument::Int(width as i32)];
         self.driver.launch("gather_rows", Launch::rows(rows.count, THREADS), &arguments)?;
+        Ok(out)
+    }
+
+    /// Rows of `table` at `ids`, some of which may stand for draws of the step before.
+    pub(super) fn gather_embeddings(&self, table: &CudaTensor, ids: &CudaIndices) -> Result<CudaTensor, KernelError> {
+        let op = "embed";
+        let Some(drawn) = ids.drawn else { return self.gather(op, table, ids) };
+        let (count, width) = table.matrix(op)?;
+        ids.check(op, count.min(StepInputs::DRAWN as usize))?;
+        let out = self.activation(&[ids.count, width])?;
+        let (drawn, limit) = (Argument::Pointer(drawn), Argument::Int(count as i32));
+        let arguments = [table.argument(), ids.argument(), drawn, out.argument(), Argument::Int(width as i32), limit];
+        self.driver.launch("embed_rows", Launch::rows(ids.count, THREADS), &arguments)?;
         Ok(out)
     }
 

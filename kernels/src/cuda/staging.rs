@@ -173,7 +173,7 @@ impl Sizes {
         let largest = |list: &[u32]| list.iter().copied().max();
         let positions = inputs.positions.as_flattened();
         Staged {
-            ids: CudaIndices::borrowed(at(parts.ids), self.rows, largest(&inputs.ids)),
+            ids: CudaIndices::borrowed(at(parts.ids), self.rows, inputs.largest_id()),
             positions: CudaIndices::borrowed(at(parts.positions), 3 * self.rows, largest(positions)),
             batch: batch(self.rows, self.sequences, extents, whole),
             logit_rows: CudaIndices::borrowed(at(parts.logit_rows), self.logit_rows, largest(&inputs.logit_rows)),

@@ -40,6 +40,9 @@ pub(super) fn buckets(most: usize) -> Vec<usize> {
     sizes
 }
 
+/// Draws that there is room for from the start.
+const USUAL_DRAWS: usize = 1 << 14;
+
 /// Logits of the last step, and the greedy draw of each row.
 #[derive(Debug)]
 pub struct CudaLogits {
@@ -83,13 +86,15 @@ pub(super) struct Steps {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Host copy of the inputs under way.
-    host: Option<Pinned>,
+    /// Host copies of the inputs under way, the one used longer ago first.
+    host: [Option<Pinned>; 2],
     /// Device buffer of steps that are not recorded.
     staging: Option<(Owned, usize)>,
+    /// Draws of the last step: its address is in every recording. One is enough for steps that run ahead of the host, since the
+    /// stream copies them to the host and the next step reads them before it draws.
     winners: Option<(Owned, usize)>,
-    /// Draws of recorded steps: its address is in every recording.
-    recorded_winners: Option<(Owned, usize)>,
+    /// Rows that the last step drew for.
+    drawn: usize,
     recordings: HashMap<Sizes, Recording>,
     count: u64,
 }
@@ -97,6 +102,11 @@ struct State {
 impl Steps {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The step that ends now drew for `rows` rows.
+    pub fn drawn(&self, rows: usize) {
+        self.lock().drawn = rows;
     }
 }
 
@@ -110,10 +120,13 @@ impl State {
         device: u64,
     ) -> Result<(), KernelError> {
         let bytes = 4 * sizes.words();
-        if self.host.as_ref().is_none_or(|host| host.bytes() < bytes) {
-            self.host = Some(Pinned::new(&backend.driver, bytes.next_power_of_two())?);
+        // The buffer used longer ago: the step that runs now has read it.
+        self.host.swap(0, 1);
+        let [_, host] = &mut self.host;
+        if host.as_ref().is_none_or(|host| host.bytes() < bytes) {
+            *host = Some(Pinned::new(&backend.driver, bytes.next_power_of_two())?);
         }
-        let Some(host) = &mut self.host else { return Ok(()) };
+        let Some(host) = host else { return Ok(()) };
         let (head, words, _) = {
             let open = host.open()?;
             // SAFETY: any bytes are valid u32, and page-locked memory is page-aligned.
@@ -121,7 +134,23 @@ impl State {
         };
         debug_assert!(head.is_empty());
         sizes.fill(inputs, words)?;
+        backend.begin_step()?;
         host.send(device, bytes)
+    }
+
+    /// Where `rows` draws go. If they have to go elsewhere than those before, nothing recorded is of use.
+    fn winners(&mut self, backend: &CudaBackend, rows: usize) -> Result<u64, KernelError> {
+        if self.winners.as_ref().is_none_or(|(_, own)| *own < 4 * rows) {
+            let size = 4 * rows.max(USUAL_DRAWS).next_power_of_two();
+            let memory = backend.memory.allocate(MemoryKind::Scratch, size)?;
+            if let Some((before, bytes)) = &self.winners {
+                backend.copy(before.pointer, memory.pointer, *bytes)?;
+                self.recordings.clear();
+                backend.driver.synchronize()?;
+            }
+            self.winners = Some((memory, size));
+        }
+        Ok(self.winners.as_ref().map_or(0, |(memory, _)| memory.pointer))
     }
 
     /// A device buffer of `bytes`, kept from step to step.
@@ -144,6 +173,7 @@ impl CudaBackend {
     ) -> Result<CudaLogits, E> {
         let exact = Sizes::of(&inputs);
         let sequences = exact.sequences;
+        inputs.check_drawn(self.steps.lock().drawn)?;
         if !self.graphs || !inputs.replayable || sequences == 0 || sequences > MOST_RECORDED {
             return self.run_plain(inputs, exact, forward);
         }
@@ -162,11 +192,17 @@ impl CudaBackend {
             return self.run_first(inputs, sizes, forward);
         };
         state.copy(self, sizes, &inputs, staging)?;
-        let winners = state.recorded_winners.as_ref().map_or(0, |(memory, _)| memory.pointer);
+        let winners = state.winners.as_ref().map_or(0, |(memory, _)| memory.pointer);
         let stream = self.driver.stream()?;
         // SAFETY: graph and stream are valid, and everything the graph touches is kept.
         unsafe { result::graph::launch(graph, stream) }.map_err(failed("cuGraphLaunch"))?;
         Ok(CudaLogits { logits, winners, rows: sequences })
+    }
+
+    /// `inputs` as staged at `address`, draws of the step before at `winners`.
+    fn stage(&self, sizes: Sizes, inputs: &StepInputs, address: u64, winners: u64) -> Staged<Self> {
+        let staged = sizes.parts_at(address, inputs);
+        Staged { ids: staged.ids.with_draws(winners), ..staged }
     }
 
     fn run_plain<E: From<KernelError>>(
@@ -179,9 +215,9 @@ impl CudaBackend {
             let state = &mut *self.steps.lock();
             let address = State::keep(&mut state.staging, self, 4 * sizes.words())?;
             state.copy(self, sizes, &inputs, address)?;
-            (address, State::keep(&mut state.winners, self, 4 * sizes.logit_rows)?)
+            (address, state.winners(self, sizes.logit_rows)?)
         };
-        let logits = forward(&sizes.parts_at(address, &inputs))?;
+        let logits = forward(&self.stage(sizes, &inputs, address, winners))?;
         self.argmax(&logits, winners)?;
         Ok(CudaLogits { logits, winners, rows: inputs.logit_rows.len() })
     }
@@ -197,9 +233,9 @@ impl CudaBackend {
         let winners = {
             let state = &mut *self.steps.lock();
             state.copy(self, sizes, &inputs, staging.pointer)?;
-            State::keep(&mut state.recorded_winners, self, 4 * MOST_RECORDED)?
+            state.winners(self, sizes.logit_rows)?
         };
-        let staged = sizes.parts_at(staging.pointer, &inputs);
+        let staged = self.stage(sizes, &inputs, staging.pointer, winners);
         self.memory.record(true);
         let run = self.run_and_record(&staged, winners, forward);
         self.memory.record(false);

@@ -98,17 +98,24 @@ pub struct CudaIndices {
     storage: Storage,
     pub(super) pointer: u64,
     pub(super) count: usize,
-    /// Largest entry.
+    /// Largest entry that the host knows.
     pub(super) largest: Option<u32>,
+    /// Where draws of the step before are, if entries may stand for them: u32 each.
+    pub(super) drawn: Option<u64>,
 }
 
 impl CudaIndices {
     pub(super) fn piece(piece: Piece, count: usize, largest: Option<u32>) -> Self {
-        Self { pointer: piece.pointer, storage: Storage::Piece(Arc::new(piece)), count, largest }
+        Self { pointer: piece.pointer, storage: Storage::Piece(Arc::new(piece)), count, largest, drawn: None }
     }
 
     pub(super) fn borrowed(pointer: u64, count: usize, largest: Option<u32>) -> Self {
-        Self { storage: Storage::Borrowed, pointer, count, largest }
+        Self { storage: Storage::Borrowed, pointer, count, largest, drawn: None }
+    }
+
+    /// Entries may stand for draws at `drawn`.
+    pub(super) fn with_draws(self, drawn: u64) -> Self {
+        Self { drawn: Some(drawn), ..self }
     }
 
     pub(super) fn argument(&self) -> Argument {

@@ -1,4 +1,4 @@
-//! Copies between host and device: weights through two page-locked buffers, small inputs straight, results back.
+//! Copies between host and device: weights through two page-locked buffers, small inputs through a ring, results back.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -9,6 +9,7 @@ use super::CudaBackend;
 use super::driver::{Argument, Launch, failed};
 use super::memory::Piece;
 use super::pinned::Pinned;
+use super::ring::Ring;
 use super::tensor::{CudaTensor, ELEMENT};
 use crate::backend::PatchPage;
 use crate::device_memory::MemoryKind;
@@ -18,11 +19,12 @@ use crate::view::shape_error;
 /// Bytes of each of the two buffers that weights pass through.
 const CHUNK_BYTES: usize = 16 << 20;
 
-/// Page-locked buffers: two for weights, so that one is filled while the other is copied, and one for results.
+/// Page-locked buffers: two for weights, so that one is filled while the other is copied, one for results, some for small inputs.
 #[derive(Debug, Default)]
 pub(super) struct Upload {
     buffers: Mutex<Vec<Pinned>>,
     results: Mutex<Option<Pinned>>,
+    ring: Mutex<Ring>,
 }
 
 /// Plain values whose bytes may be copied.
@@ -35,7 +37,8 @@ impl Plain for bf16 {}
 // No padding: five fields that fill their 24 bytes.
 impl Plain for crate::backend::Draw {}
 
-fn bytes<T: Plain>(values: &[T]) -> &[u8] {
+/// The bytes of `values`.
+pub(super) fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
     // SAFETY: `Plain` types have no padding, and any bytes may be read as u8.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
@@ -45,7 +48,7 @@ impl CudaBackend {
     pub(super) fn take_weight(&self, host: &candle_core::Tensor) -> Result<CudaTensor, KernelError> {
         let host = host.to_device(&candle_core::Device::Cpu)?.to_dtype(candle_core::DType::BF16)?.contiguous()?;
         let view = crate::view::View::<bf16>::new("weight", &host)?;
-        let source = bytes(view.data()?);
+        let source = bytes_of(view.data()?);
         let memory = self.memory.allocate(MemoryKind::Weights, source.len())?;
         self.stream(source, memory.pointer)?;
         Ok(CudaTensor::owned(memory, host.dims()))
@@ -81,7 +84,7 @@ impl CudaBackend {
             }
             if page.dtype != candle_core::DType::BF16 {
                 let narrow: Vec<bf16> = page.floats(temporal)?.into_iter().map(bf16::from_f32).collect();
-                self.stream(bytes(&narrow), to)?;
+                self.stream(bytes_of(&narrow), to)?;
             } else if page.slots == temporal {
                 self.stream(page.bytes, to)?;
             } else {
@@ -102,9 +105,10 @@ impl CudaBackend {
         if values.is_empty() {
             return Ok(());
         }
-        let stream = self.driver.stream()?;
-        // SAFETY: the target holds as many bytes. The source is pageable, so the driver has copied it when it returns.
-        unsafe { result::memcpy_htod_async(device, bytes(values), stream) }.map_err(failed("cuMemcpyHtoDAsync"))
+        let source = bytes_of(values);
+        let sent =
+            self.upload.ring.lock().unwrap_or_else(PoisonError::into_inner).send(&self.driver, source, device)?;
+        if sent { Ok(()) } else { self.stream(source, device) }
     }
 
     /// `values` in a piece of the activations' memory.
@@ -148,11 +152,5 @@ impl CudaBackend {
     pub(super) fn read(&self, device: u64, count: usize) -> Result<Vec<f32>, KernelError> {
         let widen = |pair: &[u8; 2]| bf16::from_ne_bytes(*pair).to_f32();
         self.fetch(device, count * ELEMENT, |bytes| bytes.as_chunks().0.iter().map(widen).collect())
-    }
-
-    /// `count` u32 at `device`.
-    pub(super) fn read_words(&self, device: u64, count: usize) -> Result<Vec<u32>, KernelError> {
-        let word = |bytes: &[u8; 4]| u32::from_ne_bytes(*bytes);
-        self.fetch(device, count * 4, |bytes| bytes.as_chunks().0.iter().map(word).collect())
     }
 }

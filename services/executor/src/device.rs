@@ -1,12 +1,15 @@
-//! The device thread: one named OS thread that owns the engine and runs plans one after another.
+//! The device thread: one named OS thread that owns the engine and runs plans one after another, the next one already on the
+//! device while one runs.
 //!
 //! Owns the bounded hand-off to and from the engine. A panic or a fatal fault is reported once and ends the thread: a
 //! device's state is unusable then, the process exits and redelivery does the rest.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
+use millrace_kernels::StepTimes;
 use millrace_protocol::ActorId;
 use millrace_protocol::plan::StepPlan;
 use millrace_protocol::step::StepOutput;
@@ -14,7 +17,10 @@ use millrace_runtime::Clock;
 use millrace_runtime::supervise::panic_text;
 use tokio::sync::mpsc;
 
-use crate::engine::{MediaSource, StepEngine};
+use crate::engine::{Collected, MediaSource, STEPS_IN_FLIGHT, StepEngine};
+
+/// How long a step may have ended before that is seen, while no plan comes that would be seen at once.
+const LOOK_EVERY: Duration = Duration::from_micros(50);
 
 /// What the device thread is asked to do, in order.
 #[derive(Debug)]
@@ -36,9 +42,9 @@ pub enum DeviceEvent {
         output: Box<StepOutput>,
         /// Tokens that it ran.
         tokens: u64,
-        /// How long the device was busy.
+        /// How long the device was busy with it.
         busy: Duration,
-        /// How long it waited for this plan.
+        /// How long it had nothing to do since the step before.
         idle: Duration,
     },
     /// The thread is gone for this reason; the process must end.
@@ -56,7 +62,7 @@ pub enum HandOffError {
     Ended,
 }
 
-/// Handle of the device thread. Dropping it lets the thread end after the step it runs.
+/// Handle of the device thread. Dropping it lets the thread end after the steps under way.
 #[derive(Debug)]
 pub struct Device {
     commands: SyncSender<Command>,
@@ -76,11 +82,13 @@ impl Device {
     ) -> std::io::Result<Self> {
         let (commands, waiting) = sync_channel(depth);
         std::thread::Builder::new().name("device".into()).spawn(move || {
-            let run = catch_unwind(AssertUnwindSafe(|| run(engine, media, &waiting, &clock, &events)));
+            let (mut media, told) = (media, events.clone());
+            let worker = Worker { engine, clock, events, under_way: VecDeque::new(), free_since: None };
+            let run = catch_unwind(AssertUnwindSafe(|| run(worker, media.as_mut(), &waiting)));
             if let Err(panic) = run {
                 let text = format!("the device thread panicked: {}", panic_text(panic.as_ref()));
                 // Nobody left to tell means that the process ends already.
-                let _ = events.blocking_send(DeviceEvent::Died(text));
+                let _ = told.blocking_send(DeviceEvent::Died(text));
             }
         })?;
         Ok(Self { commands })
@@ -110,45 +118,105 @@ impl Device {
     }
 }
 
-fn run(
-    mut engine: Box<dyn StepEngine>,
-    mut media: Box<dyn MediaSource + Send>,
-    commands: &Receiver<Command>,
-    clock: &Clock,
-    events: &mpsc::Sender<DeviceEvent>,
-) {
-    let mut free_since: Option<Instant> = None;
-    while let Ok(command) = commands.recv() {
-        let plan = match command {
-            Command::Reset => {
-                engine.reset();
-                free_since = None;
-                continue;
-            }
-            Command::Step(plan) => plan,
+/// A step that was launched.
+struct Step {
+    scheduler: ActorId,
+    tokens: u64,
+    launched: Instant,
+}
+
+/// The thread's state.
+struct Worker {
+    engine: Box<dyn StepEngine>,
+    clock: Clock,
+    events: mpsc::Sender<DeviceEvent>,
+    under_way: VecDeque<Step>,
+    /// When the last step ended; `None` before the first one of a session, which did not wait for anybody.
+    free_since: Option<Instant>,
+}
+
+/// The thread has to end: a fault was reported, or nobody listens.
+struct Ended;
+
+/// Launches a plan as soon as there is one and room for it, and gives each step's output away as soon as it has ended.
+fn run(mut worker: Worker, media: &mut dyn MediaSource, commands: &Receiver<Command>) -> Result<(), Ended> {
+    let mut held: Option<Box<StepPlan>> = None;
+    loop {
+        let full = worker.under_way.len() >= STEPS_IN_FLIGHT;
+        let waits = full || held.as_ref().is_some_and(|plan| worker.engine.must_wait(plan));
+        if !worker.under_way.is_empty() && (waits || worker.engine.has_ended()) {
+            worker.collect()?;
+            continue;
+        }
+        let command = match held.take() {
+            Some(plan) => Ok(Command::Step(plan)),
+            None if worker.under_way.is_empty() => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            None => commands.recv_timeout(LOOK_EVERY),
         };
-        let started = clock.now();
-        let idle = free_since.map_or(Duration::ZERO, |free| started.saturating_duration_since(free));
+        match command {
+            Ok(Command::Step(plan)) if worker.engine.must_wait(&plan) => held = Some(plan),
+            Ok(Command::Step(plan)) => worker.launch(&plan, media)?,
+            Ok(Command::Reset) => {
+                worker.collect_all()?;
+                worker.engine.reset();
+                worker.free_since = None;
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return worker.collect_all(),
+        }
+    }
+}
+
+impl Worker {
+    fn launch(&mut self, plan: &StepPlan, media: &mut dyn MediaSource) -> Result<(), Ended> {
+        let (scheduler, launched) = (plan.scheduler.clone(), self.clock.now());
         let tokens = plan.work.iter().map(|work| u64::from(work.count)).sum();
-        let mut output = engine.step(&plan, media.as_mut());
-        let ended = clock.now();
-        let busy = ended.saturating_duration_since(started);
-        free_since = Some(ended);
+        self.engine.launch(plan, media);
+        self.under_way.push_back(Step { scheduler, tokens, launched });
+        self.check()
+    }
+
+    /// Waits for the oldest step and gives its output away.
+    fn collect(&mut self) -> Result<(), Ended> {
+        let (Some(step), Some(collected)) = (self.under_way.pop_front(), self.engine.collect()) else { return Ok(()) };
+        let ended = self.clock.now();
+        let Step { scheduler, tokens, launched } = step;
+        let waited_since = self.free_since.replace(ended);
+        let Collected { mut output, times } = collected;
+        let by_clock = || StepTimes {
+            busy: ended.saturating_duration_since(launched),
+            idle: waited_since.map_or(Duration::ZERO, |free| launched.saturating_duration_since(free)),
+        };
+        let StepTimes { busy, idle } = times.unwrap_or_else(by_clock);
+        let idle = if waited_since.is_some() { idle } else { Duration::ZERO };
         output.busy_us = micros(busy);
         output.idle_us = micros(idle);
-        if let Some(why) = engine.fault() {
-            // The output would only say that the session broke; the process ends, and everyone learns that at once.
-            let _ = events.blocking_send(DeviceEvent::Died(why.to_owned()));
-            return;
+        self.check()?;
+        self.send(DeviceEvent::Stepped { scheduler, output: Box::new(output), tokens, busy, idle })
+    }
+
+    fn collect_all(&mut self) -> Result<(), Ended> {
+        while !self.under_way.is_empty() {
+            self.collect()?;
         }
-        let output = Box::new(output);
-        if events.blocking_send(DeviceEvent::Stepped { scheduler: plan.scheduler, output, tokens, busy, idle }).is_err()
-        {
-            return;
-        }
+        Ok(())
+    }
+
+    /// Reports a fault: an output would only say that the session broke; the process ends, and everyone learns that at once.
+    fn check(&self) -> Result<(), Ended> {
+        let Some(why) = self.engine.fault() else { return Ok(()) };
+        self.send(DeviceEvent::Died(why.to_owned()))?;
+        Err(Ended)
+    }
+
+    fn send(&self, event: DeviceEvent) -> Result<(), Ended> {
+        self.events.blocking_send(event).map_err(|_| Ended)
     }
 }
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

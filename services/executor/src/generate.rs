@@ -7,7 +7,7 @@ use millrace_protocol::ready::MediaItem;
 use millrace_protocol::sampling::{ResolvedSampling, TokenLogprobs};
 use millrace_protocol::{FinishReason, JobError};
 
-use crate::engine::{MediaSource, RowLogits, StepEngine};
+use crate::engine::{Collected, MediaSource, RowLogits, STEPS_IN_FLIGHT, StepEngine};
 use planner::Planner;
 
 /// One sequence to generate.
@@ -87,8 +87,16 @@ pub fn generate(
     let mut planner = Planner::new(&engine.spec(), requests, options)?;
     let start = |request: &Request| Generated { tokens: request.answer.clone(), ..Generated::default() };
     let mut results: Vec<Generated> = requests.iter().map(start).collect();
-    while let Some(plan) = planner.next() {
-        let output = engine.step(&plan, media);
+    let mut under_way = 0;
+    loop {
+        // The next step goes to the device before the last one has ended, if it is one that computes on its own.
+        while under_way < STEPS_IN_FLIGHT && (under_way == 0 || !engine.has_ended()) {
+            let Some(plan) = planner.next() else { break };
+            engine.launch(&plan, media);
+            under_way += 1;
+        }
+        let Some(Collected { output, .. }) = engine.collect() else { break };
+        under_way -= 1;
         if let Some(why) = output.broken {
             return Err(GenerateError::Broken(why));
         }
@@ -106,13 +114,15 @@ pub fn generate(
         for drawn in output.tokens {
             let index = drawn.slot.0 as usize;
             let (Some(result), Some(request)) = (results.get_mut(index), requests.get(index)) else { continue };
+            if result.finish.is_some() {
+                continue; // Its end was seen when this token was under way.
+            }
             result.tokens.push(drawn.token);
             result.logprobs.extend(drawn.logprobs);
             on_token(index, drawn.token);
             result.finish = finished(request, &result.tokens);
-            match result.finish {
-                Some(_) => planner.end(drawn.slot.0),
-                None => planner.drawn(drawn.slot.0),
+            if result.finish.is_some() {
+                planner.end(drawn.slot.0);
             }
         }
     }

@@ -28,7 +28,7 @@ pub struct ExecutorMetrics {
     pub steps: IntCounter,
     /// Time the device was busy with one step.
     pub busy_seconds: Histogram,
-    /// Time the device waited for a plan while its scheduler had sent one before.
+    /// Time the device had nothing to do between two steps of a session, by its own clock if it has one.
     pub idle_seconds: Histogram,
     /// Tokens run in one step.
     pub step_tokens: Histogram,

@@ -88,6 +88,7 @@ impl<B: Backend> Engine<B> {
         if run.is_empty() {
             return Ok(());
         }
+        self.backend.begin()?;
         let (places, grids): (Vec<_>, Vec<_>) = run.into_iter().map(|(slot, n, grid)| ((slot, n), grid)).unzip();
         let features = self.model.encode(&self.backend, &grids)?;
         for ((slot, number), features) in places.into_iter().zip(features) {

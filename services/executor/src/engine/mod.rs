@@ -1,5 +1,5 @@
-//! The engine: slots, KV pool and the step that runs a plan. Synchronous and alone on its device; whoever owns it decides
-//! on which thread. Must not know NATS, sessions or time.
+//! The engine: slots, KV pool and the steps that run plans, two of which may be under way. Alone on its device; whoever owns it
+//! decides on which thread. Must not know NATS, sessions or time.
 
 mod assemble;
 mod checks;
@@ -10,6 +10,7 @@ mod cuda;
 mod cuda;
 mod encode;
 mod encoder_cache;
+mod flight;
 mod media;
 mod options;
 mod room;
@@ -18,7 +19,7 @@ mod step;
 mod swap;
 mod warm_up;
 
-use millrace_kernels::MemoryReader;
+use millrace_kernels::{MemoryReader, StepTimes};
 use millrace_protocol::engine::EngineSpec;
 use millrace_protocol::plan::StepPlan;
 use millrace_protocol::step::StepOutput;
@@ -35,8 +36,20 @@ pub trait StepEngine: Send {
     /// Forgets all slots. Contents of the KV pool stay, unowned.
     fn reset(&mut self);
 
-    /// Runs `plan`, which must be the one after the last. The output's `busy_us` and `idle_us` are 0: the caller, who has the
-    /// clock, fills them. After `broken` only [`Self::reset`] helps.
+    /// Puts `plan`, which must be the one after the last, on the device and returns without waiting for it, unless its draws are the
+    /// host's. At most [`STEPS_IN_FLIGHT`] are under way: one more waits for the first. After `broken` only [`Self::reset`] helps.
+    fn launch(&mut self, plan: &StepPlan, media: &mut dyn MediaSource);
+
+    /// Whether launching `plan` would wait for the steps under way: collecting them first gives their outputs sooner.
+    fn must_wait(&self, plan: &StepPlan) -> bool;
+
+    /// Whether the oldest step that was launched and not collected has ended.
+    fn has_ended(&self) -> bool;
+
+    /// Waits for that step; `None` if there is none.
+    fn collect(&mut self) -> Option<Collected>;
+
+    /// Runs `plan` by itself: nothing may be under way.
     fn step(&mut self, plan: &StepPlan, media: &mut dyn MediaSource) -> StepOutput;
 
     /// Why the device can run no further step: its state is unknown, and the process must end.
@@ -59,6 +72,18 @@ pub trait StepEngine: Send {
 
     /// Logits of every row of the last step, if [`LoadOptions::keep_logits`] is set.
     fn take_logits(&mut self) -> Vec<RowLogits>;
+}
+
+/// Steps that may be under way: while the device runs one, the next waits in its stream.
+pub const STEPS_IN_FLIGHT: usize = 2;
+
+/// A step that has ended.
+#[derive(Debug)]
+pub struct Collected {
+    /// What it gave. `busy_us` and `idle_us` are 0: the caller fills them.
+    pub output: StepOutput,
+    /// By the device's clock; `None` if it has none, or the step did not run: the caller's clock counts then.
+    pub times: Option<StepTimes>,
 }
 
 /// Logits behind one token.

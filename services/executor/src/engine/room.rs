@@ -135,7 +135,8 @@ fn rehearse<B: Backend>(backend: &B, model: &mut dyn Model<B>, options: &LoadOpt
     let forward = &mut |staged: &_| model.forward(backend, &StepBatch { staged, vision }, &mut caches);
     let logits = backend.step::<ExecutorError>(inputs, forward)?;
     // Waits: the pool of one block must not go before.
-    backend.draw(&logits, &vec![Draw::GREEDY; logit_rows])?;
+    let draws = vec![Draw::GREEDY; logit_rows];
+    backend.finished(backend.finish(Some((&logits, &draws)))?)?;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use millrace_kernels::Backend;
+use millrace_kernels::{Backend, StepInputs};
 use millrace_protocol::plan::OpenSlot;
 use millrace_protocol::ready::MediaItem;
 use millrace_protocol::sampling::ResolvedSampling;
@@ -34,7 +34,7 @@ impl<B: Backend> SlotItem<B> {
 
 /// A sequence.
 pub(super) struct Slot<B: Backend> {
-    /// Prompt and answer.
+    /// Prompt and answer. The last one may be a draw of the step under way ([`StepInputs::drawn`]).
     pub tokens: Vec<u32>,
     pub prompt_tokens: usize,
     /// Leading tokens whose keys and values are in the pool.
@@ -49,10 +49,12 @@ pub(super) struct Slot<B: Backend> {
     pub history: History,
     /// It failed and waits for its release: plans made before the scheduler knew are passed over.
     pub failed: bool,
+    /// Tells it from other sequences that had or will have this slot.
+    pub generation: u64,
 }
 
 impl<B: Backend> Slot<B> {
-    pub fn new(open: &OpenSlot, positions: Positions) -> Self {
+    pub fn new(open: &OpenSlot, positions: Positions, generation: u64) -> Self {
         let prompt_tokens = open.prompt_tokens as usize;
         Self {
             tokens: open.tokens.clone(),
@@ -65,6 +67,7 @@ impl<B: Backend> Slot<B> {
             sampling: open.sampling.clone(),
             history: History::new(&open.sampling, &open.tokens, prompt_tokens),
             failed: false,
+            generation,
         }
     }
 
@@ -94,6 +97,26 @@ impl<B: Backend> Slot<B> {
                 item.features = None;
             }
         }
+    }
+
+    /// Appends the token that the step now launched draws for its row `row`. Returns its index.
+    pub fn push_owed(&mut self, row: usize) -> usize {
+        self.tokens.push(StepInputs::drawn(u32::try_from(row).unwrap_or(u32::MAX)));
+        self.tokens.len() - 1
+    }
+
+    /// Token `index` was drawn.
+    pub fn learn(&mut self, index: usize, token: u32) {
+        if let Some(place) = self.tokens.get_mut(index) {
+            *place = token;
+            self.history.push(token);
+        }
+    }
+
+    /// Ends it; it needs its media no more.
+    pub fn fail(&mut self) {
+        self.failed = true;
+        self.media.clear();
     }
 
     /// Appends a drawn token.

@@ -1,20 +1,21 @@
 //! How a plan becomes an output: release, open, fetch and encode media, one ragged forward, draws.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use millrace_kernels::{Backend, Draw, MemoryReader};
 use millrace_protocol::engine::EngineSpec;
 use millrace_protocol::plan::{OpenSlot, StepPlan};
 use millrace_protocol::step::{SlotToken, StepOutput};
-use millrace_protocol::{ActorId, ErrorCode, JobError, SlotId};
+use millrace_protocol::{ActorId, JobError, SlotId};
 
 use super::assemble::{Share, assemble};
 use super::checks::Limits;
 use super::encoder_cache::EncoderCache;
+use super::flight::{Launched, Owed, not_finite};
 use super::room::Room;
 use super::slot::Slot;
 use super::swap::HostPages;
-use super::{Broken, LoadOptions, MediaSource, RowLogits, StepEngine, broken};
+use super::{Broken, Collected, LoadOptions, MediaSource, RowLogits, STEPS_IN_FLIGHT, StepEngine, broken};
 use crate::error::ExecutorError;
 use crate::models::Model;
 use crate::sampling;
@@ -31,9 +32,13 @@ pub struct Engine<B: Backend> {
     pub(super) spec: EngineSpec,
     pub(super) limits: Limits,
     executor: ActorId,
-    keep_logits: bool,
+    pub(super) keep_logits: bool,
     kept: Vec<RowLogits>,
-    fault: Option<String>,
+    pub(super) fault: Option<String>,
+    /// In order of their launch.
+    pub(super) launched: VecDeque<Launched<B>>,
+    /// Sequences opened so far.
+    opened: u64,
 }
 
 impl<B: Backend> Engine<B> {
@@ -79,20 +84,47 @@ impl<B: Backend> Engine<B> {
             keep_logits,
             kept,
             fault,
+            launched: VecDeque::new(),
+            opened: 0,
         };
         engine.warm_up()?;
         Ok(engine)
     }
 
-    fn run(&mut self, plan: &StepPlan, media: &mut dyn MediaSource, output: &mut StepOutput) -> Result<(), Broken> {
+    /// Launches a step.
+    fn start(&mut self, plan: &StepPlan, media: &mut dyn MediaSource) -> Launched<B> {
+        let output = StepOutput {
+            executor: self.executor.clone(),
+            session: plan.session,
+            step: plan.step,
+            tokens: Vec::new(),
+            failed: Vec::new(),
+            broken: None,
+            busy_us: 0,
+            idle_us: 0,
+        };
+        let mut step = Launched { output, flight: None, owed: Vec::new(), times: None };
+        self.kept.clear();
+        // A token that is still to come is one of the step launched last: its draws alone are where the device looks.
+        self.settle_down_to(if self.must_wait(plan) { 0 } else { STEPS_IN_FLIGHT - 1 });
+        if let Err(broken) = self.run(plan, media, &mut step) {
+            self.end_broken(broken, &mut step);
+        }
+        step
+    }
+
+    fn run(&mut self, plan: &StepPlan, media: &mut dyn MediaSource, step: &mut Launched<B>) -> Result<(), Broken> {
         for slot in &plan.release {
             self.slots.remove(&slot.0).ok_or_else(|| broken(format!("release of slot {}, not open", slot.0)))?;
+        }
+        if !plan.copies.is_empty() {
+            self.backend.begin()?;
         }
         for copy in &plan.copies {
             self.host_pages.copy(&self.backend, &mut self.caches, self.spec.blocks, copy)?;
         }
         for open in &plan.open {
-            self.open(open, output)?;
+            self.open(open, &mut step.output)?;
         }
         self.limits.step(&plan.work)?;
         let mut shares = Vec::with_capacity(plan.work.len());
@@ -107,14 +139,13 @@ impl<B: Backend> Engine<B> {
             self.limits.work(work, slot.computed, slot.tokens.len(), slot.blocks.len())?;
             shares.push(Share { slot: id, count: work.count as usize, sample: work.sample });
         }
-        self.encode(&shares, media, output)?;
+        self.encode(&shares, media, &mut step.output)?;
         shares.retain(|share| self.slots.get(&share.slot).is_some_and(|slot| !slot.failed));
         if shares.is_empty() {
+            step.flight = Some(self.backend.finish(None)?);
             return Ok(());
         }
-        let drawn = self.forward(&shares)?;
-        self.finish(&shares, drawn, output);
-        Ok(())
+        self.forward(&shares, step)
     }
 
     fn open(&mut self, open: &OpenSlot, output: &mut StepOutput) -> Result<(), Broken> {
@@ -125,7 +156,8 @@ impl<B: Backend> Engine<B> {
         self.limits.open(open)?;
         let fault = self.limits.sequence(open).err();
         let media = if fault.is_some() { &[] } else { open.media.as_slice() };
-        self.slots.insert(id, Slot::new(open, self.model.positions(media)));
+        self.opened += 1;
+        self.slots.insert(id, Slot::new(open, self.model.positions(media), self.opened));
         if let Some(fault) = fault {
             self.fail(id, fault, output);
         }
@@ -134,62 +166,42 @@ impl<B: Backend> Engine<B> {
 
     /// Ends one sequence; the others go on.
     pub(super) fn fail(&mut self, id: u32, error: JobError, output: &mut StepOutput) {
-        if let Some(slot) = self.slots.get_mut(&id) {
-            slot.failed = true;
-            slot.media.clear();
-        }
+        self.slots.get_mut(&id).into_iter().for_each(Slot::fail);
         output.failed.push((SlotId(id), error));
     }
 
-    /// Runs the model: draws by the device if it can make them all, else the logits of the rows asked for.
-    fn forward(&mut self, shares: &[Share]) -> Result<Drawn, Broken> {
+    /// Launches the model: the device draws if it can make all draws, else the host does, which waits for the logits.
+    fn forward(&mut self, shares: &[Share], step: &mut Launched<B>) -> Result<(), Broken> {
         let Self { backend, model, caches, slots, limits, keep_logits, .. } = self;
         let owned = || shares.iter().filter_map(|share| slots.get(&share.slot).map(|slot| (*share, slot)));
         let (inputs, vision) =
             assemble(backend, owned(), limits.block_tokens, *keep_logits, limits.model.single_rows_differ)?;
-        let (rows, vision) = (inputs.logit_rows.len(), vision.as_ref());
+        let vision = vision.as_ref();
         let logits =
             backend.step(inputs, &mut |staged| model.forward(backend, &StepBatch { staged, vision }, caches))?;
-        if rows == 0 {
-            return Ok(Drawn::Tokens(Vec::new()));
-        }
         let sampling = owned().filter(|(share, _)| share.sample);
         let draws = sampling.map(|(_, slot)| sampling::device_draw(&slot.sampling, slot.answer_position()));
         let draws: Option<Vec<Draw>> = if *keep_logits { None } else { draws.collect() };
-        if let Some(draws) = draws
-            && let Some(drawn) = backend.draw(&logits, &draws)?
-        {
-            return Ok(Drawn::Tokens(drawn));
+        if let Some(draws) = draws.filter(|draws| backend.draws(draws)) {
+            let drawn = (!draws.is_empty()).then_some((&logits, draws.as_slice()));
+            step.flight = Some(backend.finish(drawn)?);
+            self.owe(shares, step);
+            return Ok(());
         }
-        Ok(Drawn::Logits(backend.logits_to_host(&logits)?))
+        let values = backend.logits_to_host(&logits)?;
+        step.times = backend.finished(backend.finish(None)?)?.times;
+        self.draw(shares, values, &mut step.output);
+        Ok(())
     }
 
-    /// Notes what was computed, and the draws of the shares that sample.
-    fn finish(&mut self, shares: &[Share], drawn: Drawn, output: &mut StepOutput) {
-        match drawn {
-            Drawn::Tokens(drawn) => self.take_drawn(shares, &drawn, output),
-            Drawn::Logits(logits) => self.draw(shares, logits, output),
-        }
-    }
-
-    /// Draws that the device made already.
-    fn take_drawn(&mut self, shares: &[Share], drawn: &[Option<u32>], output: &mut StepOutput) {
-        let mut drawn = drawn.iter();
+    /// Notes what is being computed, and the draws that are to come.
+    fn owe(&mut self, shares: &[Share], step: &mut Launched<B>) {
         for share in shares {
             let Some(slot) = self.slots.get_mut(&share.slot) else { continue };
             slot.advance(share.count);
-            if !share.sample {
-                continue;
-            }
-            match drawn.next() {
-                Some(&Some(token)) => {
-                    slot.push(token);
-                    output.tokens.push(SlotToken { slot: SlotId(share.slot), token, logprobs: None });
-                }
-                _ => {
-                    let position = slot.answer_position();
-                    self.fail(share.slot, not_finite(position), output);
-                }
+            if share.sample {
+                let (row, position, generation) = (step.owed.len(), slot.answer_position(), slot.generation);
+                step.owed.push(Owed { slot: share.slot, generation, row, index: slot.push_owed(row), position });
             }
         }
     }
@@ -228,46 +240,45 @@ impl<B: Backend> Engine<B> {
     }
 }
 
-/// What a step's logits became.
-enum Drawn {
-    /// The token of each row, drawn by the device; `None` where the row is not finite.
-    Tokens(Vec<Option<u32>>),
-    /// Logits of all rows, for draws on the host.
-    Logits(Vec<f32>),
-}
-
-fn not_finite(position: u64) -> JobError {
-    JobError::new(ErrorCode::NotFinite, format!("the logits of answer token {position} are not finite"))
-}
-
 impl<B: Backend> StepEngine for Engine<B> {
     fn spec(&self) -> EngineSpec {
         self.spec.clone()
     }
 
     fn reset(&mut self) {
+        self.settle_down_to(0);
+        self.launched.clear();
         self.slots.clear();
         self.kept.clear();
     }
 
+    fn launch(&mut self, plan: &StepPlan, media: &mut dyn MediaSource) {
+        let step = self.start(plan, media);
+        self.launched.push_back(step);
+    }
+
+    fn must_wait(&self, plan: &StepPlan) -> bool {
+        self.launched.iter().any(|step| step.flight.is_some()) && self.draws_on_host(plan)
+    }
+
+    fn has_ended(&self) -> bool {
+        let flight = self.launched.front().and_then(|step| step.flight.as_ref());
+        // A failure shows when the step is collected.
+        flight.is_none_or(|flight| self.backend.has_finished(flight).unwrap_or(true))
+    }
+
+    fn collect(&mut self) -> Option<Collected> {
+        let mut later = std::mem::take(&mut self.launched);
+        let mut step = later.pop_front()?;
+        self.settle(&mut step, &mut later);
+        self.launched = later;
+        Some(Collected { output: step.output, times: step.times })
+    }
+
     fn step(&mut self, plan: &StepPlan, media: &mut dyn MediaSource) -> StepOutput {
-        let mut output = StepOutput {
-            executor: self.executor.clone(),
-            session: plan.session,
-            step: plan.step,
-            tokens: Vec::new(),
-            failed: Vec::new(),
-            broken: None,
-            busy_us: 0,
-            idle_us: 0,
-        };
-        self.kept.clear();
-        if let Err(Broken { why, device_failed }) = self.run(plan, media, &mut output) {
-            output.tokens.clear();
-            self.fault = device_failed.then(|| why.clone());
-            output.broken = Some(why);
-        }
-        output
+        let mut step = self.start(plan, media);
+        self.settle(&mut step, &mut VecDeque::new());
+        step.output
     }
 
     fn fault(&self) -> Option<&str> {

@@ -1,7 +1,7 @@
 //! Before the first request: every decode step that the device records is run once, and chunks of a few sizes, so that choosing
 //! algorithms and recording cost no request anything. What this writes into the KV pool belongs to nobody.
 
-use millrace_kernels::{Backend, Ragged, StepInputs};
+use millrace_kernels::{Backend, Draw, Ragged, StepInputs};
 
 use super::Engine;
 use crate::error::ExecutorError;
@@ -48,7 +48,9 @@ impl<B: Backend> Engine<B> {
         };
         let Self { backend, model, caches, .. } = self;
         let forward = &mut |staged: &_| model.forward(backend, &StepBatch { staged, vision: None }, caches);
-        backend.step::<ExecutorError>(inputs, forward)?;
+        let logits = backend.step::<ExecutorError>(inputs, forward)?;
+        let flight = backend.finish(Some((&logits, &vec![Draw::GREEDY; sequences])))?;
+        backend.finished(flight)?;
         Ok(())
     }
 }

@@ -11,7 +11,10 @@ use super::{GenerateError, GenerateOptions, Request};
 struct Sequence {
     /// Tokens that are computed together: the prompt's, or all that are known.
     together: u32,
+    /// Tokens that are known or being drawn.
     known: u32,
+    /// Tokens that are ever computed: the last one of an answer is not.
+    most: u32,
     computed: u32,
     blocks: u32,
     live: bool,
@@ -55,10 +58,11 @@ impl Planner {
         for (slot, request) in (0u32..).zip(requests) {
             opens.push(open(slot, request)?);
         }
-        let sequences = opens.iter().map(|open| {
-            let known = open.tokens.len() as u32;
+        let sequences = opens.iter().zip(requests).map(|(open, request)| {
+            let (known, last) = (open.tokens.len() as u32, request.max_tokens.saturating_sub(1) as u32);
             let together = if options.decode_answers { open.prompt_tokens } else { known };
-            Sequence { together, known, computed: 0, blocks: 0, live: true }
+            let most = known.max(open.prompt_tokens + last);
+            Sequence { together, known, most, computed: 0, blocks: 0, live: true }
         });
         Ok(Self {
             step: 0,
@@ -90,6 +94,8 @@ impl Planner {
             let blocks = self.free.drain(..grown as usize).map(BlockId).collect();
             sequence.blocks += grown;
             let sample = sequence.computed == sequence.known;
+            // The drawn token is computed next, unless it is the last one that was asked for.
+            sequence.known += u32::from(sample && sequence.known < sequence.most);
             work.push(SlotWork { slot: SlotId(slot), count, sample, blocks });
         }
         if work.is_empty() {
@@ -105,13 +111,6 @@ impl Planner {
             open: std::mem::take(&mut self.opens),
             work,
         })
-    }
-
-    /// A token was drawn and is to be computed next.
-    pub(super) fn drawn(&mut self, slot: u32) {
-        if let Some(sequence) = self.sequences.get_mut(slot as usize) {
-            sequence.known += 1;
-        }
     }
 
     /// A sequence ended.

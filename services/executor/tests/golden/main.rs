@@ -19,6 +19,8 @@ mod mutants;
 #[cfg(test)]
 mod official;
 #[cfg(test)]
+mod run_ahead;
+#[cfg(test)]
 mod share;
 #[cfg(test)]
 mod steps;

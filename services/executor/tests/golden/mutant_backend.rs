@@ -1,7 +1,10 @@
 //! A backend with one op wrong on purpose; all others are the real ones.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use millrace_kernels::{
-    Backend, Draw, Forward, GeluKind, KernelError, PatchPage, RopeTable, Segments, SigmoidChoice, Staged, StepInputs,
+    Backend, Draw, Finished, Forward, GeluKind, KernelError, PatchPage, RopeTable, Segments, SigmoidChoice, Staged,
+    StepInputs,
 };
 
 /// What is wrong.
@@ -20,6 +23,11 @@ pub enum Fault {
     NoTopkNorm,
     NoRouterBias,
     NoLatentNorm,
+    /// No fault: a device of its own, on which no step has ended until it is waited for, and which draws at random too. Of the
+    /// steps that draw, counted from 0, one has a row that is no number.
+    Slow {
+        no_number: Option<(usize, usize)>,
+    },
     /// No fault: weights take no memory, and nothing can be computed.
     Weightless,
 }
@@ -27,12 +35,27 @@ pub enum Fault {
 pub struct MutantBackend<B> {
     inner: B,
     fault: Fault,
+    drawn_steps: AtomicUsize,
 }
 
 impl<B> MutantBackend<B> {
     pub fn new(inner: B, fault: Fault) -> Self {
-        Self { inner, fault }
+        Self { inner, fault, drawn_steps: AtomicUsize::new(0) }
     }
+}
+
+/// A draw without filters.
+fn choose(logits: &[f32], draw: &Draw) -> usize {
+    assert!(draw.top_k == 0 && draw.top_p == 1.0 && draw.min_p == 0.0);
+    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weight = |logit: &f32| (f64::from(logit - highest) / f64::from(draw.temperature)).exp();
+    let target = draw.uniform * logits.iter().map(weight).sum::<f64>();
+    let mut reached = 0.0;
+    let passes = |logit: &f32| {
+        reached += weight(logit);
+        reached > target
+    };
+    logits.iter().position(passes).unwrap_or(logits.len() - 1)
 }
 
 type Done<T> = Result<T, KernelError>;
@@ -46,6 +69,7 @@ impl<B: Backend> Backend for MutantBackend<B> {
     type Frequencies = B::Frequencies;
     type Geometry = B::Geometry;
     type Logits = B::Logits;
+    type Flight = B::Flight;
 
     fn gelu(&self, x: &B::Tensor, kind: GeluKind) -> Done<B::Tensor> {
         let kind = match (self.fault, kind) {
@@ -144,8 +168,34 @@ impl<B: Backend> Backend for MutantBackend<B> {
     fn logits_to_host(&self, logits: &B::Logits) -> Done<Vec<f32>> {
         self.inner.logits_to_host(logits)
     }
-    fn draw(&self, logits: &B::Logits, draws: &[Draw]) -> Done<Option<Vec<Option<u32>>>> {
-        self.inner.draw(logits, draws)
+    fn draws(&self, draws: &[Draw]) -> bool {
+        matches!(self.fault, Fault::Slow { .. }) || self.inner.draws(draws)
+    }
+    fn finish(&self, drawn: Option<(&B::Logits, &[Draw])>) -> Done<B::Flight> {
+        let Fault::Slow { no_number } = self.fault else { return self.inner.finish(drawn) };
+        let Some((logits, draws)) = drawn else { return self.inner.finish(None) };
+        // Draws as a device makes them, handed to the real backend as logits of which it takes the largest.
+        let number = self.drawn_steps.fetch_add(1, Ordering::Relaxed);
+        let mut values = self.inner.logits_to_host(logits)?;
+        let width = values.len() / draws.len();
+        for (row, (values, draw)) in values.chunks_mut(width).zip(draws).enumerate() {
+            if draw.temperature > 0.0 {
+                let chosen = choose(values, draw);
+                values[chosen] = 1e9;
+            }
+            if no_number == Some((number, row)) {
+                values[width - 1] = f32::NAN;
+            }
+        }
+        let chosen = self.inner.upload(&values, &[draws.len(), width])?;
+        let logits = self.inner.step::<KernelError>(StepInputs::default(), &mut |_| Ok(chosen.clone()))?;
+        self.inner.finish(Some((&logits, &vec![Draw::GREEDY; draws.len()])))
+    }
+    fn has_finished(&self, flight: &B::Flight) -> Done<bool> {
+        Ok(!matches!(self.fault, Fault::Slow { .. }) && self.inner.has_finished(flight)?)
+    }
+    fn finished(&self, flight: B::Flight) -> Done<Finished> {
+        self.inner.finished(flight)
     }
     fn frequencies(&self, inverse: &[f32], axes: &[u32], positions: usize) -> Done<B::Frequencies> {
         self.inner.frequencies(inverse, axes, positions)

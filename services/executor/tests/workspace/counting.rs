@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use candle_core::DType;
 use millrace_kernels::{
-    Backend, DeviceMemory, Draw, Forward, GeluKind, KernelError, MemoryKind, MemoryReader, PatchPage, Place, RopeTable,
-    Segments, SigmoidChoice, SlabBook, Staged, StepInputs,
+    Backend, DeviceMemory, Draw, Finished, Forward, GeluKind, KernelError, MemoryKind, MemoryReader, PatchPage, Place,
+    RopeTable, Segments, SigmoidChoice, SlabBook, Staged, StepInputs,
 };
 
 /// Rows up to which SwiGLU is one launch.
@@ -148,6 +148,7 @@ impl Backend for Counting {
     type Frequencies = [Counted; 2];
     type Geometry = [Counted; 4];
     type Logits = Counted;
+    type Flight = Finished;
 
     fn dtype(&self) -> DType {
         DType::BF16
@@ -204,8 +205,12 @@ impl Backend for Counting {
         }
         // The list of tiles: a tile of 128 rows of 4 query heads each, 16 bytes.
         let batch = self.piece(&[rows.div_ceil(32) + inputs.ragged.context.len(), 4], 4)?;
-        let staged =
-            Staged { ids: bare(rows), positions: bare(3 * rows), batch, logit_rows: bare(inputs.logit_rows.len()) };
+        let tail = match inputs.tail() {
+            Some(tail) => Some(self.piece(&[inputs.logit_rows.len().div_ceil(32) + tail.len(), 4], 4)?),
+            None => None,
+        };
+        let logit_rows = bare(inputs.logit_rows.len());
+        let staged = Staged { ids: bare(rows), positions: bare(3 * rows), batch, logit_rows, tail };
         let run = forward(&staged);
         self.lock().recording = false;
         run.map(|_| logits)
@@ -222,9 +227,21 @@ impl Backend for Counting {
     fn logits_to_host(&self, _: &Counted) -> Done<Vec<f32>> {
         none("logits_to_host")
     }
-    fn draw(&self, logits: &Counted, draws: &[Draw]) -> Done<Option<Vec<Option<u32>>>> {
-        assert_eq!(logits.shape[0], draws.len());
-        Ok(Some(vec![Some(7); draws.len()]))
+    fn draws(&self, _: &[Draw]) -> bool {
+        true
+    }
+    fn finish(&self, drawn: Option<(&Counted, &[Draw])>) -> Done<Finished> {
+        let drawn = drawn.map_or(Vec::new(), |(logits, draws)| {
+            assert_eq!(logits.shape[0], draws.len());
+            vec![Some(7); draws.len()]
+        });
+        Ok(Finished { drawn, times: None })
+    }
+    fn has_finished(&self, _: &Finished) -> Done<bool> {
+        Ok(true)
+    }
+    fn finished(&self, flight: Finished) -> Done<Finished> {
+        Ok(flight)
     }
     fn frequencies(&self, inverse: &[f32], _: &[u32], positions: usize) -> Done<[Counted; 2]> {
         let table = || self.owned(MemoryKind::Weights, &[positions, inverse.len()]);
