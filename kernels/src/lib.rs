@@ -14,6 +14,7 @@ mod batch;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod element;
+mod grid;
 mod host;
 mod kv_cache;
 mod linear;
@@ -40,6 +41,7 @@ pub use cpu::{CpuBackend, CpuGeometry};
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaBackend, CudaLogits};
 pub use error::KernelError;
+pub use grid::PatchGrids;
 pub use kv_cache::CpuKvCache;
 pub use mapped::{MappedFile, mapped_tensor};
 pub use router::CpuRouting;

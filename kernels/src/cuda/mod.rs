@@ -5,9 +5,11 @@
 
 mod attention;
 mod driver;
+mod grid;
 mod linear;
 mod memory;
 mod norm;
+mod patches;
 mod pinned;
 mod rope;
 mod rows;
@@ -18,7 +20,8 @@ mod tensor;
 mod tiles;
 mod upload;
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
 use candle_core::DType;
 use half::bf16;
@@ -28,11 +31,13 @@ pub use tensor::{CudaBatch, CudaFrequencies, CudaGeometry, CudaIndices, CudaKvCa
 
 use crate::backend::{Backend, Draw, Forward, GeluKind, PatchPage, RopeTable, Segments, SigmoidChoice, StepInputs};
 use crate::error::KernelError;
+use crate::grid::PatchGrids;
 use crate::view::shape_error;
 use attention::DecodeScratch;
 use driver::Driver;
 use linear::Linear;
 use memory::Memory;
+use patches::Waiting;
 use step::Steps;
 use tensor::ELEMENT;
 use upload::Upload;
@@ -44,6 +49,7 @@ use upload::Upload;
 pub struct CudaBackend {
     steps: Steps,
     upload: Upload,
+    waiting: Mutex<Waiting>,
     linear: Linear,
     decode: DecodeScratch,
     memory: Memory,
@@ -62,8 +68,8 @@ impl CudaBackend {
         let linear = Linear::new(&driver, &memory)?;
         let decode = DecodeScratch::new(&driver, &memory)?;
         let (counters, bytes) = decode.counters();
-        let (steps, upload) = (Steps::default(), Upload::default());
-        let backend = Self { steps, upload, linear, decode, memory, driver, graphs };
+        let (steps, upload, waiting) = (Steps::default(), Upload::default(), Mutex::default());
+        let backend = Self { steps, upload, waiting, linear, decode, memory, driver, graphs };
         backend.zero(counters, bytes)?;
         Ok(backend)
     }
@@ -148,8 +154,12 @@ impl Backend for CudaBackend {
         x.reshaped(shape)
     }
 
+    fn row_range(&self, x: &CudaTensor, rows: Range<usize>) -> Result<CudaTensor, KernelError> {
+        x.row_range(rows)
+    }
+
     fn indices(&self, values: Vec<u32>) -> Result<CudaIndices, KernelError> {
-        Ok(CudaIndices::piece(self.staged(&values)?, values.len(), values.iter().copied().max()))
+        Ok(CudaIndices::piece(self.staged(&values)?, &values))
     }
 
     fn step<E: From<KernelError>>(
@@ -281,6 +291,17 @@ impl Backend for CudaBackend {
         self.layer(x, w, b, eps)
     }
 
+    fn add_layer_norm(
+        &self,
+        residual: &CudaTensor,
+        x: &CudaTensor,
+        w: &CudaTensor,
+        b: &CudaTensor,
+        eps: f32,
+    ) -> Result<(CudaTensor, CudaTensor), KernelError> {
+        self.add_layer(residual, x, w, b, eps)
+    }
+
     fn swiglu(&self, gate_up: &CudaTensor) -> Result<CudaTensor, KernelError> {
         self.swiglu_rows(gate_up)
     }
@@ -312,18 +333,8 @@ impl Backend for CudaBackend {
         self.attend(q, batch, cache, scale)
     }
 
-    fn geometry(&self, cos: Vec<f32>, sin: Vec<f32>, segments: Segments) -> Result<CudaGeometry, KernelError> {
-        let start = segments.start;
-        let spans = start.first() == Some(&0) && start.windows(2).all(|pair| pair[0] <= pair[1]);
-        if !spans || cos.len() != sin.len() {
-            let what = format!("segment starts {start:?} with {} cos and {} sin", cos.len(), sin.len());
-            return Err(shape_error("segment_attention", what));
-        }
-        let (angles, first) = (cos.len(), self.staged(&start)?);
-        let tiles = tiles::segments(&start);
-        let (cos, sin) = (self.staged(&cos)?, self.staged(&sin)?);
-        let list = self.staged(tiles.as_flattened())?;
-        Ok(CudaGeometry { cos, sin, start: first, list, tiles: tiles.len(), angles, segments: start })
+    fn geometry(&self, grids: &PatchGrids, inverse: &[f32], segments: Segments) -> Result<CudaGeometry, KernelError> {
+        self.make_geometry(grids, inverse, segments)
     }
 
     fn segment_attention(
@@ -336,13 +347,8 @@ impl Backend for CudaBackend {
         self.attend_segments(qkv, heads, geometry, scale)
     }
 
-    fn interpolate_rows(
-        &self,
-        table: &CudaTensor,
-        index: &[[u32; 4]],
-        weights: &[[f32; 4]],
-    ) -> Result<CudaTensor, KernelError> {
-        self.interpolate(table, index, weights)
+    fn interpolate_grids(&self, table: &CudaTensor, geometry: &CudaGeometry) -> Result<CudaTensor, KernelError> {
+        self.interpolate(table, geometry)
     }
 
     fn router_softmax(&self, _: &CudaTensor, _: &CudaTensor, _: usize, _: bool) -> Result<(), KernelError> {

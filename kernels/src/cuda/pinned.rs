@@ -7,6 +7,7 @@ use cudarc::driver::{result, sys};
 
 use super::driver::{Driver, failed};
 use crate::error::KernelError;
+use crate::view::shape_error;
 
 /// A page-locked buffer and the event behind the last copy that used it.
 #[derive(Debug)]
@@ -35,6 +36,17 @@ impl Pinned {
         self.bytes
     }
 
+    /// Whether the last copy that used the buffer is done.
+    pub fn idle(&self) -> Result<bool, KernelError> {
+        self.driver.bind()?;
+        // SAFETY: the event is valid; one that was never recorded counts as done.
+        match unsafe { result::event::query(self.event) } {
+            Ok(()) => Ok(true),
+            Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            Err(error) => Err(failed("cuEventQuery")(error)),
+        }
+    }
+
     /// The buffer as bytes, once the last copy that used it is done.
     pub fn open(&mut self) -> Result<&mut [u8], KernelError> {
         self.driver.bind()?;
@@ -51,6 +63,21 @@ impl Pinned {
         unsafe {
             let source = std::slice::from_raw_parts(self.pointer.cast::<u8>(), bytes.min(self.bytes));
             result::memcpy_htod_async(device, source, stream).map_err(failed("cuMemcpyHtoDAsync"))?;
+            result::event::record(self.event, stream).map_err(failed("cuEventRecord"))
+        }
+    }
+
+    /// Puts `source` at `offset` and starts its copy to `device`. No copy since the last [`Self::open`] used this place.
+    pub fn send_from(&mut self, offset: usize, source: &[u8], device: u64) -> Result<(), KernelError> {
+        let stream = self.driver.stream()?;
+        if offset + source.len() > self.bytes {
+            return Err(shape_error("pinned", format!("no room for {} bytes at {offset}", source.len())));
+        }
+        // SAFETY: the place is inside the buffer and, as the caller promises, no copy reads it; the rest is as in `send`.
+        unsafe {
+            let place = std::slice::from_raw_parts_mut(self.pointer.cast::<u8>().add(offset), source.len());
+            place.copy_from_slice(source);
+            result::memcpy_htod_async(device, place, stream).map_err(failed("cuMemcpyHtoDAsync"))?;
             result::event::record(self.event, stream).map_err(failed("cuEventRecord"))
         }
     }
