@@ -43,7 +43,9 @@ extern "C" __global__ void swiglu(const bf16* gate_up, bf16* out, int width, siz
 
 __device__ __forceinline__ float gelu(float x, bool erf_kind) {
     if (erf_kind) return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
-    return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+    // (1 + tanh u) / 2 = 1 / (1 + exp(-2u)): nothing cancels, and two fast instructions are exact far beyond bf16.
+    const float u = 0.79788456080286536f * (x + 0.044715f * x * x * x);
+    return __fdividef(x, 1.0f + __expf(-2.0f * u));
 }
 
 // Grid: x over all elements, eight a thread; the last thread takes what is left.

@@ -1,4 +1,4 @@
-// Whole rows: gather (embedding too), scatter, scatter-add, and the four-tap interpolation of position tables.
+// Whole rows: gather (embedding too), scatter, scatter-add, and frames repeated in time.
 // Grids: x = row, block = 128 threads that walk the row. Indices are checked on the host.
 #include "numeric.cuh"
 
@@ -31,44 +31,47 @@ extern "C" __global__ void embed_rows(const bf16* table, const unsigned* ids, co
     copy_row(table, id < unsigned(count) ? id : 0u, out, width);
 }
 
-// x[rows[i]] = values[i]; of equal rows the last one counts.
-extern "C" __global__ void scatter_rows(bf16* x, const unsigned* rows, const bf16* values, int width, int count) {
+// x[rows[i]] = values[i]; of equal rows the last one counts. `distinct`: there are none, and nothing is searched.
+extern "C" __global__ void scatter_rows(bf16* x, const unsigned* rows, const bf16* values, int width, int count, int distinct) {
     const unsigned row = rows[blockIdx.x];
-    for (int later = blockIdx.x + 1; later < count; ++later) {
-        if (rows[later] == row) return;
+    if (!distinct) {
+        for (int later = blockIdx.x + 1; later < count; ++later) {
+            if (rows[later] == row) return;
+        }
     }
     const bf16* from = values + size_t(blockIdx.x) * width;
     bf16* to = x + size_t(row) * width;
-    for (int i = threadIdx.x; i < width; i += blockDim.x) to[i] = from[i];
+    if (width % VECTOR == 0) {
+        for (int i = threadIdx.x * VECTOR; i < width; i += blockDim.x * VECTOR) store(to + i, load(from + i));
+    } else {
+        for (int i = threadIdx.x; i < width; i += blockDim.x) to[i] = from[i];
+    }
 }
 
-// x[rows[i]] = round(x[rows[i]] + values[i]); equal rows are added in order, each sum rounded.
-extern "C" __global__ void scatter_add_rows(bf16* x, const unsigned* rows, const bf16* values, int width, int count) {
+// x[rows[i]] = round(x[rows[i]] + values[i]); equal rows are added in order, each sum rounded. `distinct`: there are none.
+extern "C" __global__ void scatter_add_rows(bf16* x, const unsigned* rows, const bf16* values, int width, int count, int distinct) {
     const unsigned row = rows[blockIdx.x];
-    for (int earlier = 0; earlier < int(blockIdx.x); ++earlier) {
+    const bf16* from = values + size_t(blockIdx.x) * width;
+    bf16* to = x + size_t(row) * width;
+    if (distinct && width % VECTOR == 0) {
+        for (int i = threadIdx.x * VECTOR; i < width; i += blockDim.x * VECTOR) {
+            Vector sum = load(to + i);
+            const Vector value = load(from + i);
+#pragma unroll
+            for (int e = 0; e < VECTOR; ++e) sum.at[e] = narrow(widen(sum.at[e]) + widen(value.at[e]));
+            store(to + i, sum);
+        }
+        return;
+    }
+    for (int earlier = 0; !distinct && earlier < int(blockIdx.x); ++earlier) {
         if (rows[earlier] == row) return;
     }
-    bf16* to = x + size_t(row) * width;
     for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        float sum = widen(to[i]) + widen(values[size_t(blockIdx.x) * width + i]);
-        for (int later = blockIdx.x + 1; later < count; ++later) {
+        float sum = widen(to[i]) + widen(from[i]);
+        for (int later = blockIdx.x + 1; !distinct && later < count; ++later) {
             if (rows[later] == row) sum = rounded(sum) + widen(values[size_t(later) * width + i]);
         }
         to[i] = narrow(sum);
-    }
-}
-
-// out[i] = round(sum_j weights[i][j] table[index[i][j]]), taps in order, as separate products and sums.
-extern "C" __global__ void interpolate_rows(const bf16* table, const uint4* index, const float4* weights, bf16* out,
-                                            int width) {
-    const uint4 at = index[blockIdx.x];
-    const float4 weight = weights[blockIdx.x];
-    for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        float sum = __fmul_rn(weight.x, widen(table[size_t(at.x) * width + i]));
-        sum = __fadd_rn(sum, __fmul_rn(weight.y, widen(table[size_t(at.y) * width + i])));
-        sum = __fadd_rn(sum, __fmul_rn(weight.z, widen(table[size_t(at.z) * width + i])));
-        sum = __fadd_rn(sum, __fmul_rn(weight.w, widen(table[size_t(at.w) * width + i])));
-        out[size_t(blockIdx.x) * width + i] = narrow(sum);
     }
 }
 

@@ -4,10 +4,12 @@
 //! f32 accumulation); with f32 tensors nothing is rounded. Each method names its rounding points. Empty problems (zero
 //! rows) are `Ok`. Shapes are checked before any work; a mismatch is [`KernelError::Shape`] that names the op.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use crate::device_memory::MemoryReader;
 use crate::error::KernelError;
+use crate::grid::PatchGrids;
 use crate::host_memory::HostMemory;
 
 /// Which GELU: transformer blocks of the vision tower use tanh, its mergers erf.
@@ -283,6 +285,8 @@ pub trait Backend: Send + Sync + Sized {
     fn shape(&self, x: &Self::Tensor) -> Vec<usize>;
     /// The same elements under another shape.
     fn reshape(&self, x: &Self::Tensor, shape: &[usize]) -> Result<Self::Tensor, KernelError>;
+    /// Rows `rows` of `x [N, H]`, sharing its storage.
+    fn row_range(&self, x: &Self::Tensor, rows: Range<usize>) -> Result<Self::Tensor, KernelError>;
 
     /// Host memory of `bytes` for copies to and from the device.
     ///
@@ -410,7 +414,7 @@ pub trait Backend: Send + Sync + Sized {
         rows: &Self::Indices,
         values: &Self::Tensor,
     ) -> Result<Self::Tensor, KernelError>;
-    /// Concatenation along rows (dimension 0).
+    /// Concatenation along rows (dimension 0). Several parts that are neighbours already may be shared; one alone is copied.
     fn concat_rows(&self, parts: &[Self::Tensor]) -> Result<Self::Tensor, KernelError>;
 
     /// y = round(sum_f32(x W^T) [+ bias]), `x [T, K]`, `w [N, K]`, bias `[N]` added in f32 before the one rounding.
@@ -440,6 +444,15 @@ pub trait Backend: Send + Sync + Sized {
         b: &Self::Tensor,
         eps: f32,
     ) -> Result<Self::Tensor, KernelError>;
+    /// h = round(residual + x), y = layer_norm(h): returns (h, y).
+    fn add_layer_norm(
+        &self,
+        residual: &Self::Tensor,
+        x: &Self::Tensor,
+        w: &Self::Tensor,
+        b: &Self::Tensor,
+        eps: f32,
+    ) -> Result<(Self::Tensor, Self::Tensor), KernelError>;
     /// `gate_up [T, 2I]` (gate first): round(round(silu_f32(gate)) * up) -> [T, I].
     fn swiglu(&self, gate_up: &Self::Tensor) -> Result<Self::Tensor, KernelError>;
     /// [`Self::swiglu`] of [`Self::linear`] with `gate_up [2I, H]` (gate rows first): `x [T, H]` -> `[T, I]`.
@@ -473,8 +486,9 @@ pub trait Backend: Send + Sync + Sized {
         scale: f32,
     ) -> Result<Self::Tensor, KernelError>;
 
-    /// Rotation angles (f32 `cos`/`sin`, `[N, D / 2]` each) and segments for [`Self::segment_attention`].
-    fn geometry(&self, cos: Vec<f32>, sin: Vec<f32>, segments: Segments) -> Result<Self::Geometry, KernelError>;
+    /// What a vision tower's run needs of its patches' places: the rotation's angles in f32 (frequencies `inverse`, each turning
+    /// with the row, then with the column; see [`crate::angle`]), and the `segments` of patches that see each other.
+    fn geometry(&self, grids: &PatchGrids, inverse: &[f32], segments: Segments) -> Result<Self::Geometry, KernelError>;
 
     /// Vision attention: `qkv [N, 3 Hq D]` (q, k, v), 2-D RoPE applied in f32 and rounded once, full attention within each
     /// segment -> `[N, Hq D]`.
@@ -486,13 +500,9 @@ pub trait Backend: Send + Sync + Sized {
         scale: f32,
     ) -> Result<Self::Tensor, KernelError>;
 
-    /// Position embeddings of a patch grid: row i = round(sum_j f32(weights[i][j]) table[index[i][j]]), four taps in order.
-    fn interpolate_rows(
-        &self,
-        table: &Self::Tensor,
-        index: &[[u32; 4]],
-        weights: &[[f32; 4]],
-    ) -> Result<Self::Tensor, KernelError>;
+    /// Position embeddings of the grids of `geometry` -> `[patches, H]`: `table [side * side, H]` stretched over each grid with
+    /// corners aligned; row = round(sum of four taps of f32 weight times table row), taps in order.
+    fn interpolate_grids(&self, table: &Self::Tensor, geometry: &Self::Geometry) -> Result<Self::Tensor, KernelError>;
 
     /// Router of Qwen3-MoE: logits = round(x gate^T), p = softmax_f32 over all experts, the `top_k` largest (ties: lowest index),
     /// divided by their sum if `norm_topk`, rounded to the model's dtype. `x [T, H]`, `gate [E, H]`.

@@ -3,6 +3,7 @@
 //! Owns the choice of element type per op; the ops live in their own files. Results do not depend on how a batch is cut:
 //! batched equals single and chunked equals whole, bit by bit.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
@@ -14,6 +15,7 @@ use crate::backend::{
     StepInputs,
 };
 use crate::error::KernelError;
+use crate::grid::{self, PatchGrids};
 use crate::host::Host;
 use crate::host_memory::HostMemory;
 use crate::kv_cache::CpuKvCache;
@@ -42,6 +44,7 @@ pub struct CpuGeometry {
     cos: Vec<f32>,
     sin: Vec<f32>,
     segments: Segments,
+    grids: PatchGrids,
 }
 
 /// The host's processor as a device.
@@ -134,6 +137,13 @@ impl Backend for CpuBackend {
             return Err(shape_error("reshape", format!("{:?} to {shape:?}", x.dims())));
         }
         Ok(x.reshape(shape)?)
+    }
+
+    fn row_range(&self, x: &Tensor, rows: Range<usize>) -> Result<Tensor, KernelError> {
+        match *x.dims() {
+            [count, _] if rows.start <= rows.end && rows.end <= count => Ok(x.narrow(0, rows.start, rows.len())?),
+            _ => Err(shape_error("row_range", format!("rows {rows:?} of {:?}", x.dims()))),
+        }
     }
 
     fn indices(&self, values: Vec<u32>) -> Result<Vec<u32>, KernelError> {
@@ -286,6 +296,17 @@ impl Backend for CpuBackend {
         typed!(self, norm::layer_norm(&self.host, x, w, b, eps))
     }
 
+    fn add_layer_norm(
+        &self,
+        residual: &Tensor,
+        x: &Tensor,
+        w: &Tensor,
+        b: &Tensor,
+        eps: f32,
+    ) -> Result<(Tensor, Tensor), KernelError> {
+        typed!(self, norm::add_layer_norm(&self.host, residual, x, w, b, eps))
+    }
+
     fn swiglu(&self, gate_up: &Tensor) -> Result<Tensor, KernelError> {
         typed!(self, activation::swiglu(&self.host, gate_up))
     }
@@ -317,8 +338,15 @@ impl Backend for CpuBackend {
         typed!(self, paged_attention::paged_attention(&self.host, q, batch, cache, scale))
     }
 
-    fn geometry(&self, cos: Vec<f32>, sin: Vec<f32>, segments: Segments) -> Result<CpuGeometry, KernelError> {
-        Ok(CpuGeometry { cos, sin, segments })
+    fn geometry(&self, grids: &PatchGrids, inverse: &[f32], segments: Segments) -> Result<CpuGeometry, KernelError> {
+        let patches = grids.starts("geometry")?.last().copied();
+        let start = &segments.start;
+        let spans = start.first() == Some(&0) && start.windows(2).all(|pair| pair[0] <= pair[1]);
+        if !spans || start.last().copied() != patches {
+            return Err(shape_error("geometry", format!("segment starts {start:?} for {patches:?} patches")));
+        }
+        let (cos, sin) = grid::rotation(grids, inverse);
+        Ok(CpuGeometry { cos, sin, segments, grids: grids.clone() })
     }
 
     fn segment_attention(
@@ -328,17 +356,12 @@ impl Backend for CpuBackend {
         geometry: &CpuGeometry,
         scale: f32,
     ) -> Result<Tensor, KernelError> {
-        let CpuGeometry { cos, sin, segments } = geometry;
+        let CpuGeometry { cos, sin, segments, .. } = geometry;
         typed!(self, segment_attention::segment_attention(&self.host, qkv, heads, [cos, sin], segments, scale))
     }
 
-    fn interpolate_rows(
-        &self,
-        table: &Tensor,
-        index: &[[u32; 4]],
-        weights: &[[f32; 4]],
-    ) -> Result<Tensor, KernelError> {
-        typed!(self, rows::interpolate(table, index, weights))
+    fn interpolate_grids(&self, table: &Tensor, geometry: &CpuGeometry) -> Result<Tensor, KernelError> {
+        typed!(self, grid::interpolate(&self.host, table, &geometry.grids))
     }
 
     fn router_softmax(

@@ -1,4 +1,4 @@
-//! RMSNorm, residual add with RMSNorm, LayerNorm and plain addition.
+//! RMSNorm and LayerNorm, each also behind a residual add, and plain addition.
 //!
 //! Every sum over a row runs over sixteen interleaved lanes joined by a fixed tree, so a row's result depends on that row only.
 
@@ -183,4 +183,18 @@ pub(crate) fn layer_norm<E: Vectors>(
         simd::run(host.isa, LayerNorm { x, w, b, eps, out });
     });
     tensor(out, x.dims())
+}
+
+/// See [`crate::Backend::add_layer_norm`].
+pub(crate) fn add_layer_norm<E: Vectors>(
+    host: &Host,
+    residual: &Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    b: &Tensor,
+    eps: f32,
+) -> Result<(Tensor, Tensor), KernelError> {
+    let sum = add::<E>(host, residual, x)?;
+    let normed = layer_norm::<E>(host, &sum, w, b, eps)?;
+    Ok((sum, normed))
 }

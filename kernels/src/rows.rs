@@ -1,6 +1,6 @@
-//! Ops that move whole rows: embedding, gather, scatter, concatenation, and the four-tap interpolation of position tables.
+//! Ops that move whole rows: embedding, gather, scatter, concatenation.
 //!
-//! Owns index checks. Must not compute anything beyond the one rounding of scatter-add and interpolation.
+//! Owns index checks. Must not compute anything beyond the one rounding of scatter-add.
 
 use candle_core::Tensor;
 
@@ -98,30 +98,4 @@ pub(crate) fn concat<E: Element>(parts: &[Tensor]) -> Result<Tensor, KernelError
         out.extend_from_slice(view.data()?);
     }
     tensor(out, &[rows, width])
-}
-
-/// Row i = round(sum over four taps of weight times table row), taps in order, f32 inside.
-pub(crate) fn interpolate<E: Element>(
-    table: &Tensor,
-    index: &[[u32; 4]],
-    weights: &[[f32; 4]],
-) -> Result<Tensor, KernelError> {
-    let op = "interpolate_rows";
-    let table = View::<E>::new(op, table)?;
-    let (count, width) = table.matrix()?;
-    if index.len() != weights.len() {
-        return Err(shape_error(op, format!("{} index rows but {} weight rows", index.len(), weights.len())));
-    }
-    check_indices(op, index.as_flattened(), count)?;
-    let source = table.data()?;
-    let row = |i: u32| &source[i as usize * width..(i as usize + 1) * width];
-    let mut out = Vec::with_capacity(index.len() * width);
-    for (taps, w) in index.iter().zip(weights) {
-        let [a, b, c, d] = taps.map(row);
-        for column in 0..width {
-            let sum = w[0] * a[column].widen() + w[1] * b[column].widen() + w[2] * c[column].widen();
-            out.push(E::narrow(sum + w[3] * d[column].widen()));
-        }
-    }
-    tensor(out, &[index.len(), width])
 }

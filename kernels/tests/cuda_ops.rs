@@ -7,7 +7,7 @@ mod support;
 
 use candle_core::DType;
 use device::{Op, compare, device, poison, staged};
-use millrace_kernels::{Backend, CudaBackend, CudaLogits, Draw, GeluKind, PatchPage, Ragged, Segments};
+use millrace_kernels::{Backend, CudaBackend, CudaLogits, Draw, GeluKind, PatchGrids, PatchPage, Ragged, Segments};
 use support::{Random, assert_refused};
 
 const B: DType = DType::BF16;
@@ -28,6 +28,7 @@ enum Which {
     Rms,
     AddRms,
     Layer,
+    AddLayer,
     Swiglu,
     Gelu(GeluKind),
     Add,
@@ -45,6 +46,10 @@ impl Op for Rows {
                 return [d.to_host(&sum).unwrap(), d.to_host(&normed).unwrap()].concat();
             }
             Which::Layer => d.layer_norm(&x, &w, &b, 1e-6),
+            Which::AddLayer => {
+                let (sum, normed) = d.add_layer_norm(&x, &y, &w, &b, 1e-6).unwrap();
+                return [d.to_host(&sum).unwrap(), d.to_host(&normed).unwrap()].concat();
+            }
             Which::Swiglu => d.swiglu(&x),
             Which::Gelu(kind) => d.gelu(&x, kind),
             Which::Add => d.add(&x, &y),
@@ -61,6 +66,7 @@ fn norms_and_activations() {
         Which::Rms,
         Which::AddRms,
         Which::Layer,
+        Which::AddLayer,
         Which::Swiglu,
         Which::Gelu(GeluKind::Tanh),
         Which::Gelu(GeluKind::Erf),
@@ -69,7 +75,7 @@ fn norms_and_activations() {
     for which in kinds {
         for (rows, width) in SIZES {
             let width = if which == Which::Swiglu { 2 * width } else { width };
-            let shift = if which == Which::Layer { 3.0 } else { 0.0 };
+            let shift = if matches!(which, Which::Layer | Which::AddLayer) { 3.0 } else { 0.0 };
             let mut values = |count| random.values(B, count);
             let x = values(rows * width).iter().map(|v| support::round(B, v + shift)).collect();
             let (y, w, b) = (values(rows * width), values(width), values(width));
@@ -223,8 +229,6 @@ struct Moves {
     x: Vec<f32>,
     values: Vec<f32>,
     rows: Vec<u32>,
-    taps: Vec<[u32; 4]>,
-    weights: Vec<[f32; 4]>,
 }
 
 impl Op for Moves {
@@ -237,7 +241,7 @@ impl Op for Moves {
             d.scatter_rows(&x, &rows, &values).unwrap(),
             d.scatter_add_rows(&x, &rows, &values).unwrap(),
             d.concat_rows(&[gathered.clone(), x.clone(), gathered]).unwrap(),
-            d.interpolate_rows(&x, &self.taps, &self.weights).unwrap(),
+            d.row_range(&x, self.rows.len() / 3..self.rows.len() / 2).unwrap(),
             x,
         ];
         outputs.iter().flat_map(|out| d.to_host(out).unwrap()).collect()
@@ -249,11 +253,25 @@ fn rows_move() {
     let Some(cuda) = device(false) else { return };
     let mut random = Random::fresh();
     for (count, width) in [(1, 1), (5, 7), (17, 128), (300, 2560)] {
-        let rows: Vec<u32> = (0..count.min(40)).map(|_| random.below(count) as u32).collect();
-        let taps = (0..19).map(|_| [0; 4].map(|_: u32| random.below(count) as u32)).collect();
-        let weights = (0..19).map(|_| [0.0; 4].map(|_: f32| random.uniform())).collect();
-        let (x, values) = (random.values(B, count * width), random.values(B, rows.len() * width));
-        compare(&format!("{count} x {width}"), &cuda, &Moves { width, x, values, rows, taps, weights });
+        let any: Vec<u32> = (0..count.min(40)).map(|_| random.below(count) as u32).collect();
+        // Ascending rows are known to differ from each other, and take a shorter way.
+        let mut ascending = any.clone();
+        ascending.sort_unstable();
+        ascending.dedup();
+        for rows in [any, ascending] {
+            let (x, values) = (random.values(B, count * width), random.values(B, rows.len() * width));
+            compare(&format!("{count} x {width}"), &cuda, &Moves { width, x, values, rows });
+        }
+    }
+    // Neighbours in one tensor are joined where they lie; all others are copied.
+    for (rows, width) in [(7, 8), (6, 3)] {
+        let values = random.values(B, rows * width);
+        let x = cuda.upload(&values, &[rows, width]).unwrap();
+        let part = |range| cuda.row_range(&x, range).unwrap();
+        let held = |parts: &[_]| cuda.to_host(&cuda.concat_rows(parts).unwrap()).unwrap();
+        assert_eq!(held(&[part(0..2), part(2..2), part(2..rows)]), values);
+        assert_eq!(held(&[part(2..4), part(0..2)]), [&values[2 * width..4 * width], &values[..2 * width]].concat());
+        assert_eq!(held(&[part(0..1), part(2..3)]), [&values[..width], &values[2 * width..3 * width]].concat());
     }
     let x = cuda.upload(&[0.0; 6], &[2, 3]).unwrap();
     assert_refused(cuda.gather_rows(&x, &cuda.indices(vec![0, 2]).unwrap()), "gather_rows");
@@ -357,31 +375,44 @@ struct Vision {
     heads: usize,
     rows: usize,
     qkv: Vec<f32>,
-    angles: [Vec<f32>; 2],
+    grids: PatchGrids,
+    inverse: Vec<f32>,
     segments: Segments,
+    /// Position embeddings `[side * side, width]`.
+    table: Vec<f32>,
+    side: usize,
 }
 
 impl Op for Vision {
     fn run<D: Backend>(&self, b: &D) -> Vec<f32> {
         let qkv = b.upload(&self.qkv, &[self.rows, self.qkv.len() / self.rows]).unwrap();
-        let [cos, sin] = self.angles.clone();
-        let geometry = b.geometry(cos, sin, self.segments.clone()).unwrap();
-        b.to_host(&b.segment_attention(&qkv, self.heads, &geometry, 0.125).unwrap()).unwrap()
+        let table = b.upload(&self.table, &[self.side * self.side, self.table.len() / self.side.pow(2)]).unwrap();
+        let geometry = b.geometry(&self.grids, &self.inverse, self.segments.clone()).unwrap();
+        let mut values = b.to_host(&b.segment_attention(&qkv, self.heads, &geometry, 0.125).unwrap()).unwrap();
+        values.extend(b.to_host(&b.interpolate_grids(&table, &geometry).unwrap()).unwrap());
+        values
     }
 }
 
 #[test]
-fn segments_attend_alone() {
+fn segments_attend_alone_and_grids_are_interpolated() {
     let Some(cuda) = device(false) else { return };
     let mut random = Random::fresh();
-    for (heads, d) in [(2, 64), (16, 64), (1, 2), (3, 18), (2, 72), (1, 80)] {
-        for start in [vec![0, 1, 1, 18, 50, 87], vec![0, 64, 200], vec![0, 513], vec![0, 1, 3, 66, 130, 257, 385, 514]]
-        {
+    for (heads, d) in [(2, 64), (16, 64), (1, 4), (3, 20), (2, 72), (1, 80)] {
+        for (merge, start, sizes) in [
+            (1, vec![0, 1, 1, 18, 50, 87], vec![[1, 1], [0, 5], [1, 17], [4, 8], [37, 1]]),
+            (2, vec![0, 64, 200], vec![[8, 8], [4, 34]]),
+            (3, vec![0, 513], vec![[27, 18], [3, 9]]),
+            (1, vec![0, 1, 3, 66, 130, 257, 385, 514], vec![[2, 257]]),
+        ] {
             let rows = start[start.len() - 1] as usize;
             let qkv = random.values(B, rows * 3 * heads * d);
-            let (cos, sin) = (0..rows * d / 2).map(|_| (random.uniform() * 6.3).sin_cos()).map(|(s, c)| (c, s)).unzip();
-            let op = Vision { heads, rows, qkv, angles: [cos, sin], segments: Segments { start } };
-            compare(&format!("{heads} heads of {d}, {:?}", op.segments.start), &cuda, &op);
+            let inverse = (0..d / 4).map(|i| 1e4f32.powf(-4.0 * i as f32 / d as f32)).collect();
+            let (side, width) = (1 + random.below(48), [7, 64, 1024][merge as usize - 1]);
+            let table = random.values(B, side * side * width);
+            let (grids, segments) = (PatchGrids { sizes, merge }, Segments { start });
+            let label = format!("{heads} heads of {d}, {grids:?}, table of {side}");
+            compare(&label, &cuda, &Vision { heads, rows, qkv, grids, inverse, segments, table, side });
         }
     }
 }

@@ -103,6 +103,22 @@ fn layer_norm_agrees_with_f64() {
 }
 
 #[test]
+fn add_layer_norm_is_add_then_layer_norm() {
+    let mut random = Random::fresh();
+    for (label, backend) in backends() {
+        let dtype = backend.dtype();
+        for (rows, width) in SIZES {
+            let [a, c] = [0, 1].map(|_| backend.upload(&random.values(dtype, rows * width), &[rows, width]).unwrap());
+            let [w, b] = [0, 1].map(|_| backend.upload(&random.values(dtype, width), &[width]).unwrap());
+            let (sum, normed) = backend.add_layer_norm(&a, &c, &w, &b, 1e-6).unwrap();
+            assert_eq!(bits(&backend, &sum), bits(&backend, &backend.add(&a, &c).unwrap()), "{label}");
+            let expected = backend.layer_norm(&sum, &w, &b, 1e-6).unwrap();
+            assert_eq!(bits(&backend, &normed), bits(&backend, &expected), "{label}, {rows} x {width}");
+        }
+    }
+}
+
+#[test]
 fn rows_do_not_see_each_other() {
     let mut random = Random::fresh();
     for (label, backend) in backends() {
@@ -132,6 +148,10 @@ fn empty_is_fine_and_bad_shapes_are_refused() {
         assert_refused(backend.rms_norm(&tensor(&[2, 0]), &tensor(&[0]), 1e-6), "rms_norm");
         assert_refused(backend.layer_norm(&tensor(&[2, 4]), &tensor(&[4]), &tensor(&[5]), 1e-6), "layer_norm");
         assert_refused(backend.add(&tensor(&[2, 4]), &tensor(&[4, 2])), "add");
+        let layer =
+            |x: &[usize], w| backend.add_layer_norm(&tensor(&[2, 4]), &tensor(x), &tensor(&[w]), &tensor(&[w]), 1e-6);
+        assert_refused(layer(&[2, 4], 5), "layer_norm");
+        assert_refused(layer(&[4, 2], 4), "add");
         assert_refused(backend.add_rms_norm(&tensor(&[2, 4]), &tensor(&[2, 4]), &tensor(&[2]), 1e-6), "rms_norm");
     }
 }

@@ -1,11 +1,11 @@
-//! Row movers: embed, gather, scatter, scatter-add, concat, interpolate; and upload, reshape, to_host.
+//! Row movers: embed, gather, scatter, scatter-add, concat, ranges; and upload, reshape, to_host.
 #![allow(clippy::unwrap_used, clippy::panic)] // Helpers of tests.
 
 mod support;
 
 use candle_core::{DType, Device, Tensor};
 use millrace_kernels::{Backend, CpuBackend};
-use support::{Random, assert_as_good_as, assert_refused, backends, bits, round};
+use support::{Random, assert_refused, backends, bits, round};
 
 #[test]
 fn rows_arrive_as_they_are() {
@@ -65,31 +65,19 @@ fn concat_stacks() {
 }
 
 #[test]
-fn interpolation_agrees_with_f64() {
-    let mut random = Random::fresh();
-    for (label, backend) in backends() {
-        let dtype = backend.dtype();
-        for (count, width) in [(0, 4), (1, 1), (7, 33), (50, 128)] {
-            let table = random.values(dtype, 48 * width);
-            let index: Vec<[u32; 4]> = (0..count).map(|_| std::array::from_fn(|_| random.below(48) as u32)).collect();
-            let weights: Vec<[f32; 4]> = (0..count).map(|_| std::array::from_fn(|_| random.uniform())).collect();
-            let mut exact = Vec::new();
-            for (taps, weights) in index.iter().zip(&weights) {
-                for column in 0..width {
-                    let terms = taps.iter().zip(weights);
-                    exact
-                        .push(terms.map(|(&t, &w)| f64::from(w) * f64::from(table[t as usize * width + column])).sum());
-                }
-            }
-            let plain: Vec<f32> = exact.iter().map(|&v: &f64| round(dtype, v as f32)).collect();
-            let table = backend.upload(&table, &[48, width]).unwrap();
-            let y = backend.interpolate_rows(&table, &index, &weights).unwrap();
-            assert_eq!(backend.shape(&y), [count, width]);
-            assert_as_good_as(&label, &backend.to_host(&y).unwrap(), &plain, &exact);
-        }
-        let table = backend.upload(&[0.0; 8], &[4, 2]).unwrap();
-        assert_refused(backend.interpolate_rows(&table, &[[0, 1, 2, 4]], &[[0.0; 4]]), "interpolate_rows");
-        assert_refused(backend.interpolate_rows(&table, &[[0, 1, 2, 3]], &[]), "interpolate_rows");
+fn row_ranges_are_views() {
+    for (_, backend) in backends() {
+        let x = backend.upload(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &[3, 2]).unwrap();
+        let (first, rest) = (backend.row_range(&x, 0..1).unwrap(), backend.row_range(&x, 1..3).unwrap());
+        assert_eq!((backend.shape(&rest), backend.to_host(&rest).unwrap()), (vec![2, 2], vec![3.0, 4.0, 5.0, 6.0]));
+        assert_eq!(backend.shape(&backend.row_range(&x, 3..3).unwrap()), [0, 2]);
+        let again = backend.row_range(&rest, 1..2).unwrap();
+        assert_eq!(backend.to_host(&backend.add(&again, &first).unwrap()).unwrap(), [6.0, 8.0]);
+        let all = backend.concat_rows(&[first, rest]).unwrap();
+        assert_eq!(backend.to_host(&all).unwrap(), backend.to_host(&x).unwrap());
+        assert_refused(backend.row_range(&x, 1..4), "row_range");
+        assert_refused(backend.row_range(&x, std::ops::Range { start: 2, end: 1 }), "row_range");
+        assert_refused(backend.row_range(&backend.reshape(&x, &[6]).unwrap(), 0..1), "row_range");
     }
 }
 

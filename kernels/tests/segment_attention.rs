@@ -4,11 +4,34 @@
 mod support;
 
 use candle_core::{DType, Tensor};
-use millrace_kernels::{Backend, CpuBackend, KernelError, Segments};
+use millrace_kernels::{Backend, CpuBackend, KernelError, PatchGrids, Segments, angle};
 use support::{Random, assert_as_good_as, assert_refused, backends, bits, round};
 
-fn angles(random: &mut Random, count: usize) -> (Vec<f32>, Vec<f32>) {
-    (0..count).map(|_| (random.uniform() * 6.3).sin_cos()).map(|(s, c)| (c, s)).unzip()
+/// Grids with `sizes[i]` patches each and frequencies of heads of `d`; their cos and sin `[patches, d / 2]`.
+fn angles(random: &mut Random, sizes: &[u32], d: usize) -> (Places, [Vec<f32>; 2]) {
+    let sizes: Vec<[u32; 2]> = sizes.iter().map(|&patches| sides(patches)).collect();
+    let inverse: Vec<f32> = (0..d / 4).map(|_| random.uniform()).collect();
+    let (mut cos, mut sin) = (Vec::new(), Vec::new());
+    for [h, w] in &sizes {
+        for (row, column) in (0..*h).flat_map(|row| (0..*w).map(move |column| (row, column))) {
+            for position in [row, column] {
+                for frequency in &inverse {
+                    let (c, s) = angle(position, *frequency);
+                    cos.push(c);
+                    sin.push(s);
+                }
+            }
+        }
+    }
+    ((PatchGrids { sizes, merge: 1 }, inverse), [cos, sin])
+}
+
+type Places = (PatchGrids, Vec<f32>);
+
+/// The most square grid of so many patches.
+fn sides(patches: u32) -> [u32; 2] {
+    let rows = (1..=patches.isqrt()).rev().find(|rows| patches.is_multiple_of(*rows)).unwrap_or(0);
+    [rows, patches.checked_div(rows).unwrap_or(0)]
 }
 
 /// One segment in (f64, plain arithmetic).
@@ -59,11 +82,11 @@ fn attend(
     backend: &CpuBackend,
     qkv: &Tensor,
     heads: usize,
-    (cos, sin): (&[f32], &[f32]),
-    segments: &Segments,
+    (grids, inverse): &Places,
+    start: &[u32],
     scale: f32,
 ) -> Result<Tensor, KernelError> {
-    let geometry = backend.geometry(cos.to_vec(), sin.to_vec(), segments.clone())?;
+    let geometry = backend.geometry(grids, inverse, Segments { start: start.to_vec() })?;
     backend.segment_attention(qkv, heads, &geometry, scale)
 }
 
@@ -72,17 +95,18 @@ fn agrees_with_f64_and_segments_are_apart() {
     let mut random = Random::fresh();
     for (label, backend) in backends() {
         let dtype = backend.dtype();
-        for (heads, d) in [(2, 64), (1, 2), (3, 18), (1, 80)] {
-            let segments = Segments { start: vec![0, 1, 1, 18, 50, 87] };
+        for (heads, d) in [(2, 64), (1, 4), (3, 20), (1, 80)] {
+            let start = [0, 1, 1, 18, 50, 87];
+            let sizes: Vec<u32> = start.windows(2).map(|pair| pair[1] - pair[0]).collect();
             let rows = 87;
             let qkv = random.values(dtype, rows * 3 * heads * d);
-            let (cos, sin) = angles(&mut random, rows * d / 2);
+            let (places, [cos, sin]) = angles(&mut random, &sizes, d);
             let scale = (d as f32).powf(-0.5);
             let x = backend.upload(&qkv, &[rows, 3 * heads * d]).unwrap();
-            let out = attend(&backend, &x, heads, (&cos, &sin), &segments, scale).unwrap();
+            let out = attend(&backend, &x, heads, &places, &start, scale).unwrap();
             assert_eq!(backend.shape(&out), [rows, heads * d]);
             let (mut exact, mut plain, mut alone) = (Vec::new(), Vec::new(), Vec::new());
-            for pair in segments.start.windows(2) {
+            for (pair, size) in start.windows(2).zip(&places.0.sizes) {
                 let (from, to) = (pair[0] as usize, pair[1] as usize);
                 let qkv = &qkv[from * 3 * heads * d..to * 3 * heads * d];
                 let (cos, sin) = (&cos[from * d / 2..to * d / 2], &sin[from * d / 2..to * d / 2]);
@@ -90,8 +114,9 @@ fn agrees_with_f64_and_segments_are_apart() {
                 exact.extend(e);
                 plain.extend(p);
                 let x = backend.upload(qkv, &[to - from, 3 * heads * d]).unwrap();
-                let segments = Segments { start: vec![0, (to - from) as u32] };
-                alone.extend(bits(&backend, &attend(&backend, &x, heads, (cos, sin), &segments, scale).unwrap()));
+                let own = (PatchGrids { sizes: vec![*size], merge: 1 }, places.1.clone());
+                let start = [0, (to - from) as u32];
+                alone.extend(bits(&backend, &attend(&backend, &x, heads, &own, &start, scale).unwrap()));
             }
             let label = format!("{label}, {heads} heads of {d}");
             assert_as_good_as(&label, &backend.to_host(&out).unwrap(), &plain, &exact);
@@ -106,10 +131,9 @@ fn a_segment_longer_than_a_page_agrees_with_f64() {
     for (label, backend) in backends() {
         let (rows, d) = (700, 16);
         let qkv = random.values(backend.dtype(), rows * 3 * d);
-        let (cos, sin) = angles(&mut random, rows * d / 2);
+        let (places, [cos, sin]) = angles(&mut random, &[rows as u32], d);
         let x = backend.upload(&qkv, &[rows, 3 * d]).unwrap();
-        let segments = Segments { start: vec![0, rows as u32] };
-        let out = attend(&backend, &x, 1, (&cos, &sin), &segments, 0.25).unwrap();
+        let out = attend(&backend, &x, 1, &places, &[0, rows as u32], 0.25).unwrap();
         let (exact, plain) = reference(backend.dtype(), &qkv, 1, d, &cos, &sin, 0.25);
         assert_as_good_as(&label, &backend.to_host(&out).unwrap(), &plain, &exact);
     }
@@ -119,18 +143,16 @@ fn a_segment_longer_than_a_page_agrees_with_f64() {
 fn bad_shapes_are_refused() {
     for (_, backend) in backends() {
         let x = backend.upload(&[0.0; 24], &[2, 12]).unwrap();
-        let run = |heads, angles: usize, start: &[u32]| {
-            let angles = vec![0.0; angles];
-            attend(&backend, &x, heads, (&angles, &angles), &Segments { start: start.to_vec() }, 1.0)
+        let run = |heads, patches: u32, frequencies: usize| {
+            let places = (PatchGrids { sizes: vec![[1, patches]], merge: 1 }, vec![0.0; frequencies]);
+            attend(&backend, &x, heads, &places, &[0, patches], 1.0)
         };
-        assert!(run(1, 4, &[0, 2]).is_ok());
+        assert!(run(1, 2, 1).is_ok());
         let op = "segment_attention";
-        assert_refused(run(0, 4, &[0, 2]), op);
-        assert_refused(run(4, 4, &[0, 2]), op);
-        assert_refused(run(1, 3, &[0, 2]), op);
-        assert_refused(run(1, 4, &[]), op);
-        assert_refused(run(1, 4, &[0, 1]), op);
-        assert_refused(run(1, 4, &[1, 2]), op);
-        assert_refused(run(1, 4, &[0, 3, 2]), op);
+        assert_refused(run(0, 2, 1), op);
+        assert_refused(run(4, 2, 1), op);
+        assert_refused(run(1, 2, 2), op);
+        assert_refused(run(1, 1, 1), op);
+        assert_refused(run(1, 3, 1), op);
     }
 }

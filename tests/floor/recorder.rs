@@ -1,12 +1,13 @@
 //! The CPU backend with a notebook: every op is passed on, and its name is noted with what an item of the floor wants to know of it.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Tensor, TensorId};
 use millrace_kernels::{
     Backend, CpuBackend, CpuKvCache, CpuRouting, Draw, Finished, Forward, PatchPage, Staged, StepInputs,
 };
-use millrace_kernels::{GeluKind, KernelError, Ragged, RopeTable, Segments, SigmoidChoice};
+use millrace_kernels::{GeluKind, KernelError, PatchGrids, Ragged, RopeTable, Segments, SigmoidChoice};
 
 /// One call.
 #[derive(Debug, Clone)]
@@ -117,8 +118,10 @@ impl Backend for Recorder {
         fn rms_norm(&self, x: &Tensor, w: &Tensor, eps: f32) -> Done<Tensor>;
         fn add_rms_norm(&self, residual: &Tensor, x: &Tensor, w: &Tensor, eps: f32) -> Done<(Tensor, Tensor)>;
         fn layer_norm(&self, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Done<Tensor>;
+        fn add_layer_norm(&self, residual: &Tensor, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Done<(Tensor, Tensor)>;
         fn swiglu(&self, gate_up: &Tensor) -> Done<Tensor>;
         fn gelu(&self, x: &Tensor, kind: GeluKind) -> Done<Tensor>;
+        fn row_range(&self, x: &Tensor, rows: Range<usize>) -> Done<Tensor>;
         fn indices(&self, values: Vec<u32>) -> Done<Indices>;
         fn recorded_batches(&self, most: usize) -> Vec<usize>;
         fn logits_to_host(&self, logits: &Logits) -> Done<Vec<f32>>;
@@ -130,9 +133,9 @@ impl Backend for Recorder {
         fn free_bytes(&self) -> Done<Option<u64>>;
         fn patches(&self, pages: &[PatchPage<'_>], temporal: usize) -> Done<Tensor>;
         fn rope_table(&self, frequencies: &Frequencies, positions: &Indices) -> Done<RopeTable<Tensor>>;
-        fn geometry(&self, cos: Vec<f32>, sin: Vec<f32>, segments: Segments) -> Done<Geometry>;
+        fn geometry(&self, grids: &PatchGrids, inverse: &[f32], segments: Segments) -> Done<Geometry>;
         fn segment_attention(&self, qkv: &Tensor, heads: usize, geometry: &Geometry, scale: f32) -> Done<Tensor>;
-        fn interpolate_rows(&self, table: &Tensor, index: &[[u32; 4]], weights: &[[f32; 4]]) -> Done<Tensor>;
+        fn interpolate_grids(&self, table: &Tensor, geometry: &Geometry) -> Done<Tensor>;
         fn router_softmax(&self, x: &Tensor, gate: &Tensor, top_k: usize, norm_topk: bool) -> Done<CpuRouting>;
         fn router_sigmoid(&self, x: &Tensor, gate: &Tensor, bias: &Tensor, choice: SigmoidChoice) -> Done<CpuRouting>;
         fn routing_to_host(&self, routing: &CpuRouting) -> Done<(Vec<u32>, Vec<f32>)>;

@@ -7,10 +7,12 @@ mod attention;
 mod driver;
 mod flight;
 mod gated_linear;
+mod grid;
 mod host_copies;
 mod linear;
 mod memory;
 mod norm;
+mod patches;
 mod pinned;
 mod ring;
 mod rope;
@@ -22,7 +24,8 @@ mod tensor;
 mod tiles;
 mod upload;
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
 use candle_core::DType;
 use half::bf16;
@@ -37,6 +40,7 @@ use crate::backend::{
 };
 use crate::device_memory::{DeviceMemory, MemoryKind, MemoryReader};
 use crate::error::KernelError;
+use crate::grid::PatchGrids;
 use crate::host_memory::HostMemory;
 use crate::view::shape_error;
 use attention::DecodeScratch;
@@ -45,6 +49,7 @@ use flight::Flights;
 use host_copies::Way;
 use linear::Linear;
 use memory::Memory;
+use patches::Waiting;
 use step::Steps;
 use tensor::ELEMENT;
 use upload::Upload;
@@ -57,6 +62,7 @@ pub struct CudaBackend {
     steps: Steps,
     flights: Flights,
     upload: Upload,
+    waiting: Mutex<Waiting>,
     linear: Linear,
     decode: DecodeScratch,
     memory: Arc<Memory>,
@@ -77,7 +83,8 @@ impl CudaBackend {
         let decode = DecodeScratch::new(&driver, &memory)?;
         let (counters, bytes) = decode.counters();
         let (steps, flights, upload) = (Steps::default(), Flights::default(), Upload::default());
-        let backend = Self { steps, flights, upload, linear, decode, memory, driver, graphs };
+        let waiting = Mutex::default();
+        let backend = Self { steps, flights, upload, waiting, linear, decode, memory, driver, graphs };
         backend.zero(counters, bytes)?;
         Ok(backend)
     }
@@ -176,6 +183,10 @@ impl Backend for CudaBackend {
         x.reshaped(shape)
     }
 
+    fn row_range(&self, x: &CudaTensor, rows: Range<usize>) -> Result<CudaTensor, KernelError> {
+        x.row_range(rows)
+    }
+
     fn host_memory(&self, bytes: usize) -> Result<HostMemory, KernelError> {
         self.take_host_memory(bytes)
     }
@@ -203,7 +214,7 @@ impl Backend for CudaBackend {
     }
 
     fn indices(&self, values: Vec<u32>) -> Result<CudaIndices, KernelError> {
-        Ok(CudaIndices::piece(self.staged(&values)?, values.len(), values.iter().copied().max()))
+        Ok(CudaIndices::piece(self.staged(&values)?, &values))
     }
 
     fn begin(&self) -> Result<(), KernelError> {
@@ -379,6 +390,17 @@ impl Backend for CudaBackend {
         self.layer(x, w, b, eps)
     }
 
+    fn add_layer_norm(
+        &self,
+        residual: &CudaTensor,
+        x: &CudaTensor,
+        w: &CudaTensor,
+        b: &CudaTensor,
+        eps: f32,
+    ) -> Result<(CudaTensor, CudaTensor), KernelError> {
+        self.add_layer(residual, x, w, b, eps)
+    }
+
     fn swiglu(&self, gate_up: &CudaTensor) -> Result<CudaTensor, KernelError> {
         self.swiglu_rows(gate_up)
     }
@@ -410,21 +432,8 @@ impl Backend for CudaBackend {
         self.attend(q, batch, cache, scale)
     }
 
-    fn geometry(&self, cos: Vec<f32>, sin: Vec<f32>, segments: Segments) -> Result<CudaGeometry, KernelError> {
-        let start = segments.start;
-        let spans = start.first() == Some(&0) && start.windows(2).all(|pair| pair[0] <= pair[1]);
-        if !spans || cos.len() != sin.len() {
-            let what = format!("segment starts {start:?} with {} cos and {} sin", cos.len(), sin.len());
-            return Err(shape_error("segment_attention", what));
-        }
-        let (angles, first) = (cos.len(), self.staged(&start)?);
-        // A kernel takes tiles of its own size: which one it will be follows from the head, which the angles tell.
-        let dim = 2 * angles / start.last().map_or(1, |&rows| (rows as usize).max(1));
-        let tile_rows = attention::segment_kernel(dim, self.driver.capability).map_or(64, |kernel| kernel.tile_rows);
-        let tiles = tiles::segments(&start, tile_rows);
-        let (cos, sin) = (self.staged(&cos)?, self.staged(&sin)?);
-        let list = self.staged(tiles.as_flattened())?;
-        Ok(CudaGeometry { cos, sin, start: first, list, tiles: tiles.len(), angles, segments: start })
+    fn geometry(&self, grids: &PatchGrids, inverse: &[f32], segments: Segments) -> Result<CudaGeometry, KernelError> {
+        self.make_geometry(grids, inverse, segments)
     }
 
     fn segment_attention(
@@ -437,13 +446,8 @@ impl Backend for CudaBackend {
         self.attend_segments(qkv, heads, geometry, scale)
     }
 
-    fn interpolate_rows(
-        &self,
-        table: &CudaTensor,
-        index: &[[u32; 4]],
-        weights: &[[f32; 4]],
-    ) -> Result<CudaTensor, KernelError> {
-        self.interpolate(table, index, weights)
+    fn interpolate_grids(&self, table: &CudaTensor, geometry: &CudaGeometry) -> Result<CudaTensor, KernelError> {
+        self.interpolate(table, geometry)
     }
 
     fn router_softmax(&self, _: &CudaTensor, _: &CudaTensor, _: usize, _: bool) -> Result<(), KernelError> {

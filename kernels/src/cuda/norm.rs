@@ -82,11 +82,49 @@ impl CudaBackend {
         w.expect(op, "weight", &[width])?;
         b.expect(op, "bias", &[width])?;
         let out = self.activation(x.shape())?;
-        let (kernel, threads) = kept_threads(width).map_or(("layer_norm_any", 256), |threads| (op, threads));
         let (size, eps) = (Argument::Int(width as i32), Argument::Float(eps));
-        let arguments = [x.argument(), w.argument(), b.argument(), out.argument(), size, eps];
-        self.driver.launch(kernel, Launch::rows(rows, threads).alone(), &arguments)?;
+        let none = Argument::Pointer(0);
+        match kept_threads(width) {
+            Some(threads) => {
+                let arguments = [x.argument(), w.argument(), b.argument(), out.argument(), size, eps];
+                self.driver.launch(op, Launch::rows(rows, threads).alone(), &arguments)?;
+            }
+            None => {
+                let arguments = [none, x.argument(), w.argument(), b.argument(), none, out.argument(), size, eps];
+                self.driver.launch("layer_norm_any", Launch::rows(rows, 256).alone(), &arguments)?;
+            }
+        }
         Ok(out)
+    }
+
+    pub(super) fn add_layer(
+        &self,
+        residual: &CudaTensor,
+        x: &CudaTensor,
+        w: &CudaTensor,
+        b: &CudaTensor,
+        eps: f32,
+    ) -> Result<(CudaTensor, CudaTensor), KernelError> {
+        let op = "layer_norm";
+        let (rows, width) = x.rows(op)?;
+        residual.expect(op, "residual", x.shape())?;
+        w.expect(op, "weight", &[width])?;
+        b.expect(op, "bias", &[width])?;
+        let (sum, out) = (self.activation(x.shape())?, self.activation(x.shape())?);
+        let arguments = [
+            residual.argument(),
+            x.argument(),
+            w.argument(),
+            b.argument(),
+            sum.argument(),
+            out.argument(),
+            Argument::Int(width as i32),
+            Argument::Float(eps),
+        ];
+        let (kernel, threads) =
+            kept_threads(width).map_or(("layer_norm_any", 256), |threads| ("add_layer_norm", threads));
+        self.driver.launch(kernel, Launch::rows(rows, threads).alone(), &arguments)?;
+        Ok((sum, out))
     }
 
     pub(super) fn swiglu_rows(&self, gate_up: &CudaTensor) -> Result<CudaTensor, KernelError> {

@@ -52,6 +52,17 @@ impl Pinned {
         unsafe { result::event::record(self.event, stream) }.map_err(failed("cuEventRecord"))
     }
 
+    /// Whether the last copy that used the buffer is done.
+    pub fn idle(&self) -> Result<bool, KernelError> {
+        self.driver.bind()?;
+        // SAFETY: the event is valid; one that was never recorded counts as done.
+        match unsafe { result::event::query(self.event) } {
+            Ok(()) => Ok(true),
+            Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            Err(error) => Err(failed("cuEventQuery")(error)),
+        }
+    }
+
     /// The buffer as bytes, once the last copy that used it is done.
     pub fn open(&mut self) -> Result<&mut [u8], KernelError> {
         self.driver.bind()?;

@@ -1,11 +1,11 @@
-//! Launches of `rows.cu` and `argmax.cu`: gather, scatter, concatenation, interpolation, greedy draws.
+//! Launches of `rows.cu` and `argmax.cu`: gather, scatter, concatenation, greedy draws.
 
 use super::CudaBackend;
 use super::driver::{Argument, Launch};
 use super::tensor::{CudaIndices, CudaTensor, ELEMENT};
 use crate::backend::StepInputs;
 use crate::error::KernelError;
-use crate::view::{check_indices, shape_error};
+use crate::view::shape_error;
 
 const THREADS: u32 = 128;
 
@@ -50,12 +50,14 @@ impl CudaBackend {
         rows.check(kernel, count)?;
         let out = self.activation(x.shape())?;
         self.copy(x.address(), out.address(), x.elements() * ELEMENT)?;
-        let (width, number) = (Argument::Int(width as i32), Argument::Int(rows.count as i32));
-        let arguments = [out.argument(), rows.argument(), values.argument(), width, number];
+        let [width, number, distinct] =
+            [width, rows.count, usize::from(rows.distinct)].map(|n| Argument::Int(n as i32));
+        let arguments = [out.argument(), rows.argument(), values.argument(), width, number, distinct];
         self.driver.launch(kernel, Launch::rows(rows.count, THREADS).alone(), &arguments)?;
         Ok(out)
     }
 
+    /// `parts` one below the other; several that lie so already are not copied.
     pub(super) fn concat(&self, parts: &[CudaTensor]) -> Result<CudaTensor, KernelError> {
         let op = "concat_rows";
         let first = parts.first().ok_or_else(|| shape_error(op, "nothing to concatenate"))?;
@@ -68,6 +70,11 @@ impl CudaBackend {
             }
             rows += count;
         }
+        if parts.len() > 1
+            && let Some(joined) = CudaTensor::joined(parts, rows, width)
+        {
+            return Ok(joined);
+        }
         let out = self.activation(&[rows, width])?;
         let mut to = out.address();
         for part in parts {
@@ -75,32 +82,6 @@ impl CudaBackend {
             self.copy(part.address(), to, bytes)?;
             to += bytes as u64;
         }
-        Ok(out)
-    }
-
-    pub(super) fn interpolate(
-        &self,
-        table: &CudaTensor,
-        index: &[[u32; 4]],
-        weights: &[[f32; 4]],
-    ) -> Result<CudaTensor, KernelError> {
-        let op = "interpolate_rows";
-        let (count, width) = table.matrix(op)?;
-        if index.len() != weights.len() {
-            return Err(shape_error(op, format!("{} rows of indices, {} of weights", index.len(), weights.len())));
-        }
-        check_indices(op, index.as_flattened(), count)?;
-        let taps = self.staged(index.as_flattened())?;
-        let weights = self.staged(weights.as_flattened())?;
-        let out = self.activation(&[index.len(), width])?;
-        let arguments = [
-            table.argument(),
-            Argument::Pointer(taps.pointer),
-            Argument::Pointer(weights.pointer),
-            out.argument(),
-            Argument::Int(width as i32),
-        ];
-        self.driver.launch(op, Launch::rows(index.len(), THREADS).alone(), &arguments)?;
         Ok(out)
     }
 

@@ -1,5 +1,6 @@
 //! Tensors, index lists, staged batches and block pools in device memory.
 
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use super::driver::Argument;
@@ -19,6 +20,17 @@ enum Storage {
     Piece(#[allow(dead_code)] Arc<Piece>),
     /// Memory that something longer-lived keeps.
     Borrowed,
+}
+
+impl Storage {
+    /// Whether both are known to keep the same memory.
+    fn shared_with(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Owned(one), Self::Owned(other)) => Arc::ptr_eq(one, other),
+            (Self::Piece(one), Self::Piece(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
 }
 
 /// A contiguous bf16 tensor; cloning shares storage.
@@ -49,6 +61,28 @@ impl CudaTensor {
             return Err(shape_error("reshape", format!("{:?} to {shape:?}", self.shape)));
         }
         Ok(Self { shape: shape.to_vec(), ..self.clone() })
+    }
+
+    /// Rows of a matrix, in the same memory.
+    pub(super) fn row_range(&self, rows: Range<usize>) -> Result<Self, KernelError> {
+        let op = "row_range";
+        let (count, width) = self.matrix(op)?;
+        if rows.start > rows.end || rows.end > count {
+            return Err(shape_error(op, format!("rows {rows:?} of {count}")));
+        }
+        let pointer = self.pointer + (rows.start * width * ELEMENT) as u64;
+        Ok(Self { storage: self.storage.clone(), pointer, shape: vec![rows.len(), width] })
+    }
+
+    /// The matrix `[rows, width]` that `parts` are, if they lie one behind the other in one piece of memory.
+    pub(super) fn joined(parts: &[Self], rows: usize, width: usize) -> Option<Self> {
+        let first = parts.first()?;
+        let adjacent = |pair: &[Self]| {
+            let [one, next] = pair else { return false };
+            one.storage.shared_with(&next.storage) && one.pointer + (one.elements() * ELEMENT) as u64 == next.pointer
+        };
+        let all = parts.windows(2).all(adjacent);
+        all.then(|| Self { shape: vec![rows, width], ..first.clone() })
     }
 
     pub(super) fn shape(&self) -> &[usize] {
@@ -102,15 +136,21 @@ pub struct CudaIndices {
     pub(super) largest: Option<u32>,
     /// Where draws of the step before are, if entries may stand for them: u32 each.
     pub(super) drawn: Option<u64>,
+    /// All entries are known to differ.
+    pub(super) distinct: bool,
 }
 
 impl CudaIndices {
-    pub(super) fn piece(piece: Piece, count: usize, largest: Option<u32>) -> Self {
-        Self { pointer: piece.pointer, storage: Storage::Piece(Arc::new(piece)), count, largest, drawn: None }
+    /// `values` as they were copied to `piece`.
+    pub(super) fn piece(piece: Piece, values: &[u32]) -> Self {
+        let distinct = values.is_sorted_by(|one, next| one < next);
+        let (pointer, storage) = (piece.pointer, Storage::Piece(Arc::new(piece)));
+        let largest = values.iter().copied().max();
+        Self { storage, pointer, count: values.len(), largest, drawn: None, distinct }
     }
 
     pub(super) fn borrowed(pointer: u64, count: usize, largest: Option<u32>) -> Self {
-        Self { storage: Storage::Borrowed, pointer, count, largest, drawn: None }
+        Self { storage: Storage::Borrowed, pointer, count, largest, drawn: None, distinct: false }
     }
 
     /// Entries may stand for draws at `drawn`.
@@ -192,6 +232,12 @@ pub struct CudaGeometry {
     pub(super) tiles: usize,
     /// Angles in each of the two tables.
     pub(super) angles: usize,
+    /// Grids: prefix sums of patches, sizes, frequencies, one behind the other in 32-bit words.
+    pub(super) grids: Piece,
+    /// Where in them the sizes are.
+    pub(super) sizes: u64,
+    /// How many grids there are, their patches, and the side of their merge blocks.
+    pub(super) grid_counts: [usize; 3],
     /// Prefix sums, on the host.
     pub(super) segments: Vec<u32>,
 }

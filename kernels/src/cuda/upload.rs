@@ -6,15 +6,13 @@ use cudarc::driver::result;
 use half::bf16;
 
 use super::CudaBackend;
-use super::driver::{Argument, Launch, failed};
+use super::driver::failed;
 use super::memory::Piece;
 use super::pinned::Pinned;
 use super::ring::Ring;
 use super::tensor::{CudaTensor, ELEMENT};
-use crate::backend::PatchPage;
 use crate::device_memory::MemoryKind;
 use crate::error::KernelError;
-use crate::view::shape_error;
 
 /// Bytes of each of the two buffers that weights pass through.
 const CHUNK_BYTES: usize = 16 << 20;
@@ -68,36 +66,6 @@ impl CudaBackend {
             buffer.send(device + (n * CHUNK_BYTES) as u64, chunk.len())?;
         }
         Ok(())
-    }
-
-    /// See [`crate::Backend::patches`].
-    pub(super) fn take_patches(&self, pages: &[PatchPage<'_>], temporal: usize) -> Result<CudaTensor, KernelError> {
-        let op = "patches";
-        let Some(&PatchPage { channels, area, .. }) = pages.first() else { return Err(shape_error(op, "no pages")) };
-        let width = channels * temporal * area;
-        let out = self.activation(&[pages.iter().map(|page| page.rows).sum(), width])?;
-        let mut to = out.address();
-        for page in pages {
-            page.check(temporal)?;
-            if page.channels != channels || page.area != area {
-                return Err(shape_error(op, "pages of different patches"));
-            }
-            if page.dtype != candle_core::DType::BF16 {
-                let narrow: Vec<bf16> = page.floats(temporal)?.into_iter().map(bf16::from_f32).collect();
-                self.stream(bytes_of(&narrow), to)?;
-            } else if page.slots == temporal {
-                self.stream(page.bytes, to)?;
-            } else {
-                let stored = self.memory.piece(page.bytes.len())?;
-                self.stream(page.bytes, stored.pointer)?;
-                let frames = page.rows * channels;
-                let [area, temporal] = [area, temporal].map(|size| Argument::Int(size as i32));
-                let arguments = [Argument::Pointer(stored.pointer), Argument::Pointer(to), area, temporal];
-                self.driver.launch("repeat_frames", Launch::rows(frames, 64).alone(), &arguments)?;
-            }
-            to += (page.rows * width * ELEMENT) as u64;
-        }
-        Ok(out)
     }
 
     /// Starts a copy of `values` to `device`; the values may go once this returns.

@@ -54,10 +54,8 @@ pub(super) fn assemble<'s, B: Backend + 's>(
             let overlap = item.overlap(&tokens);
             let (Some(features), false) = (&item.features, overlap.is_empty()) else { continue };
             let span = item.span();
-            let whole = overlap == span;
             rows.extend(overlap.clone().map(|index| (first_row + index - tokens.start) as u32));
-            let own = overlap.map(|index| (index - span.start) as u32).collect();
-            parts.push(if whole { features.clone() } else { features.rows(backend, &backend.indices(own)?)? });
+            parts.push(features.row_range(backend, overlap.start - span.start..overlap.end - span.start)?);
         }
         let last_row = inputs.ids.len() - 1;
         match (all_logits, share.sample) {

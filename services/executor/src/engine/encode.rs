@@ -91,7 +91,14 @@ impl<B: Backend> Engine<B> {
         self.backend.begin()?;
         let (places, grids): (Vec<_>, Vec<_>) = run.into_iter().map(|(slot, n, grid)| ((slot, n), grid)).unzip();
         let features = self.model.encode(&self.backend, &grids)?;
+        let alone = places.len() == 1;
         for ((slot, number), features) in places.into_iter().zip(features) {
+            // Features of a run share its memory until their prompts are computed; the cache must not keep all for one of them.
+            let kept = if alone { features.clone() } else { features.copied(&self.backend)? };
+            let own = self.slots.get(&slot).and_then(|slot| slot.media.get(number));
+            if let Some(own) = own {
+                self.encoder_cache.put(&own.item, &kept);
+            }
             self.give(slot, number, features);
         }
         Ok(())
@@ -99,7 +106,6 @@ impl<B: Backend> Engine<B> {
 
     fn give(&mut self, slot: u32, number: usize, features: VisionFeatures<B>) {
         if let Some(own) = self.slots.get_mut(&slot).and_then(|slot| slot.media.get_mut(number)) {
-            self.encoder_cache.put(&own.item, &features);
             own.features = Some(features);
         }
     }

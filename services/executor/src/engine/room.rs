@@ -163,6 +163,6 @@ fn rehearse_vision<B: Backend>(
     let none = || ExecutorError::Unsupported("a vision tower that gives no features".into());
     let features = VisionFeatures::concat(backend, parts)?.ok_or_else(none)?;
     let count = backend.shape(&features.embeddings).first().copied().unwrap_or(0).min(rows);
-    let list = || backend.indices((0..count as u32).collect());
-    Ok(VisionRows { rows: list()?, features: features.rows(backend, &list()?)? })
+    let rows = backend.indices((0..count as u32).collect())?;
+    Ok(VisionRows { rows, features: features.row_range(backend, 0..count)? })
 }

@@ -71,4 +71,17 @@ impl<B: Backend> LayerNorm<B> {
     pub fn forward(&self, backend: &B, x: &B::Tensor) -> Result<B::Tensor, ExecutorError> {
         Ok(backend.layer_norm(x, &self.weight, &self.bias, self.eps)?)
     }
+
+    /// Adds `x` to `residual`, then norms: (sum, normed sum).
+    ///
+    /// # Errors
+    /// Shapes do not fit.
+    pub fn add_forward(
+        &self,
+        backend: &B,
+        residual: &B::Tensor,
+        x: &B::Tensor,
+    ) -> Result<(B::Tensor, B::Tensor), ExecutorError> {
+        Ok(backend.add_layer_norm(residual, x, &self.weight, &self.bias, self.eps)?)
+    }
 }

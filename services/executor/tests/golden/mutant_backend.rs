@@ -1,10 +1,11 @@
 //! A backend with one op wrong on purpose; all others are the real ones.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use millrace_kernels::{
-    Backend, Draw, Finished, Forward, GeluKind, KernelError, PatchPage, RopeTable, Segments, SigmoidChoice, Staged,
-    StepInputs,
+    Backend, Draw, Finished, Forward, GeluKind, KernelError, PatchGrids, PatchPage, RopeTable, Segments, SigmoidChoice,
+    Staged, StepInputs,
 };
 
 /// What is wrong.
@@ -80,14 +81,16 @@ impl<B: Backend> Backend for MutantBackend<B> {
         self.inner.gelu(x, kind)
     }
 
-    fn interpolate_rows(&self, table: &B::Tensor, index: &[[u32; 4]], weights: &[[f32; 4]]) -> Done<B::Tensor> {
-        let (mut index, mut weights) = (index.to_vec(), weights.to_vec());
-        match self.fault {
-            Fault::NoPositionEmbeddings => weights.fill([0.0; 4]),
-            Fault::PositionEmbeddingsShifted => index.rotate_left(1),
-            _ => {}
+    fn interpolate_grids(&self, table: &B::Tensor, geometry: &B::Geometry) -> Done<B::Tensor> {
+        let shape = self.inner.shape(table);
+        let nothing = self.inner.upload(&vec![0.0; shape.iter().product()], &shape)?;
+        let table = if self.fault == Fault::NoPositionEmbeddings { &nothing } else { table };
+        let right = self.inner.interpolate_grids(table, geometry)?;
+        if self.fault != Fault::PositionEmbeddingsShifted {
+            return Ok(right);
         }
-        self.inner.interpolate_rows(table, &index, &weights)
+        let patches = self.inner.shape(&right)[0] as u32;
+        self.inner.gather_rows(&right, &self.inner.indices((0..patches).map(|patch| (patch + 1) % patches).collect())?)
     }
 
     fn qkv_norm_rope_cache_write(
@@ -106,15 +109,12 @@ impl<B: Backend> Backend for MutantBackend<B> {
         self.inner.qkv_norm_rope_cache_write(qkv, q, k, eps, rope, batch, cache)
     }
 
-    fn geometry(&self, mut cos: Vec<f32>, mut sin: Vec<f32>, mut segments: Segments) -> Done<B::Geometry> {
+    fn geometry(&self, grids: &PatchGrids, inverse: &[f32], mut segments: Segments) -> Done<B::Geometry> {
         if self.fault == Fault::SegmentsJoined {
             segments.start = vec![0, *segments.start.last().unwrap()];
         }
-        if self.fault == Fault::NoVisionRotation {
-            cos.fill(1.0);
-            sin.fill(0.0);
-        }
-        self.inner.geometry(cos, sin, segments)
+        let still = vec![0.0; inverse.len()];
+        self.inner.geometry(grids, if self.fault == Fault::NoVisionRotation { &still } else { inverse }, segments)
     }
 
     fn step<E: From<KernelError>>(
@@ -158,6 +158,9 @@ impl<B: Backend> Backend for MutantBackend<B> {
     }
     fn segment_attention(&self, qkv: &B::Tensor, heads: usize, geometry: &B::Geometry, scale: f32) -> Done<B::Tensor> {
         self.inner.segment_attention(qkv, heads, geometry, scale)
+    }
+    fn row_range(&self, x: &B::Tensor, rows: Range<usize>) -> Done<B::Tensor> {
+        self.inner.row_range(x, rows)
     }
     fn indices(&self, values: Vec<u32>) -> Done<B::Indices> {
         self.inner.indices(values)
@@ -238,6 +241,16 @@ impl<B: Backend> Backend for MutantBackend<B> {
     }
     fn layer_norm(&self, x: &B::Tensor, w: &B::Tensor, b: &B::Tensor, eps: f32) -> Done<B::Tensor> {
         self.inner.layer_norm(x, w, b, eps)
+    }
+    fn add_layer_norm(
+        &self,
+        residual: &B::Tensor,
+        x: &B::Tensor,
+        w: &B::Tensor,
+        b: &B::Tensor,
+        eps: f32,
+    ) -> Done<(B::Tensor, B::Tensor)> {
+        self.inner.add_layer_norm(residual, x, w, b, eps)
     }
     fn swiglu(&self, gate_up: &B::Tensor) -> Done<B::Tensor> {
         self.inner.swiglu(gate_up)

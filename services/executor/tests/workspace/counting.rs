@@ -1,17 +1,20 @@
 //! A device that computes nothing and counts memory as the CUDA backend takes it: the same pieces in the same order out of the
 //! same books, with a size that runs out.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use candle_core::DType;
 use millrace_kernels::{
-    Backend, DeviceMemory, Draw, Finished, Forward, GeluKind, KernelError, MemoryKind, MemoryReader, PatchPage, Place,
-    RopeTable, Segments, SigmoidChoice, SlabBook, Staged, StepInputs,
+    Backend, DeviceMemory, Draw, Finished, Forward, GeluKind, KernelError, MemoryKind, MemoryReader, PatchGrids,
+    PatchPage, Place, RopeTable, Segments, SigmoidChoice, SlabBook, Staged, StepInputs,
 };
 
 /// Rows up to which SwiGLU is one launch.
 const FUSED_ROWS: usize = 8;
 const ELEMENT: usize = 2;
+/// Of the vision towers that are counted: angles of a patch.
+const HALF_HEAD: usize = 32;
 
 #[derive(Debug, Default)]
 struct Books {
@@ -146,7 +149,8 @@ impl Backend for Counting {
     /// Rows, and the tiles of its attention.
     type Batch = Counted;
     type Frequencies = [Counted; 2];
-    type Geometry = [Counted; 4];
+    /// Sizes, segments, tiles, cos, sin.
+    type Geometry = [Counted; 5];
     type Logits = Counted;
     type Flight = Finished;
 
@@ -293,6 +297,12 @@ impl Backend for Counting {
     fn layer_norm(&self, x: &Counted, _: &Counted, _: &Counted, _: f32) -> Done<Counted> {
         self.tensor(&x.shape)
     }
+    fn add_layer_norm(&self, _: &Counted, x: &Counted, _: &Counted, _: &Counted, _: f32) -> Done<(Counted, Counted)> {
+        Ok((self.tensor(&x.shape)?, self.tensor(&x.shape)?))
+    }
+    fn row_range(&self, x: &Counted, rows: Range<usize>) -> Done<Counted> {
+        Ok(Counted { shape: [&[rows.len()], &x.shape[1..]].concat(), ..x.clone() })
+    }
     fn swiglu(&self, gate_up: &Counted) -> Done<Counted> {
         self.tensor(&[gate_up.shape[0], gate_up.shape[1] / 2])
     }
@@ -315,20 +325,23 @@ impl Backend for Counting {
     fn paged_attention(&self, q: &Counted, _: &Counted, _: &Counted, _: f32) -> Done<Counted> {
         self.tensor(&q.shape)
     }
-    fn geometry(&self, cos: Vec<f32>, sin: Vec<f32>, segments: Segments) -> Done<[Counted; 4]> {
+    fn geometry(&self, grids: &PatchGrids, inverse: &[f32], segments: Segments) -> Done<[Counted; 5]> {
         let tiles = segments.start.windows(2).map(|pair| (pair[1] - pair[0]).div_ceil(64) as usize).sum::<usize>();
+        let patches = segments.start.last().map_or(0, |end| *end as usize);
         let list = |words: usize| self.piece(&[words], 4);
-        Ok([list(segments.start.len())?, list(cos.len())?, list(sin.len())?, list(4 * tiles)?])
+        let angles = patches * 2 * inverse.len();
+        let of_grids = list(3 * grids.sizes.len() + 2 + inverse.len())?;
+        Ok([of_grids, list(segments.start.len())?, list(2 * tiles)?, list(angles)?, list(angles)?])
     }
-    fn segment_attention(&self, qkv: &Counted, _: usize, _: &[Counted; 4], _: f32) -> Done<Counted> {
+    fn segment_attention(&self, qkv: &Counted, _: usize, _: &[Counted; 5], _: f32) -> Done<Counted> {
         let (rows, width) = (qkv.shape[0], qkv.shape[1]);
         let out = self.tensor(&[rows, width / 3])?;
         drop(self.tensor(&[rows, width / 3 * 2])?);
         Ok(out)
     }
-    fn interpolate_rows(&self, table: &Counted, index: &[[u32; 4]], _: &[[f32; 4]]) -> Done<Counted> {
-        let _lists = [self.piece(&[index.len(), 4], 4)?, self.piece(&[index.len(), 4], 4)?];
-        self.rows_by(index.len(), table)
+    fn interpolate_grids(&self, table: &Counted, geometry: &[Counted; 5]) -> Done<Counted> {
+        // cos: two halves of half a head of 64 elements for each patch.
+        self.rows_by(geometry[3].shape[0] / HALF_HEAD, table)
     }
     fn router_softmax(&self, _: &Counted, _: &Counted, _: usize, _: bool) -> Done<()> {
         none("router_softmax")

@@ -41,16 +41,26 @@ impl<B: Backend> VisionBlock<B> {
         })
     }
 
-    /// `x [N, hidden]` -> same shape.
+    /// The norm that the block begins with. Whoever calls [`Self::forward`] runs it, fused with the sum before it.
+    pub fn input_norm(&self) -> &LayerNorm<B> {
+        &self.norm1
+    }
+
+    /// `x [N, hidden]` and its norm -> the hidden state and what is still to be added to it.
     ///
     /// # Errors
     /// Shapes do not fit.
-    pub fn forward(&self, backend: &B, x: &B::Tensor, geometry: &B::Geometry) -> Result<B::Tensor, ExecutorError> {
-        let qkv = self.qkv.forward(backend, &self.norm1.forward(backend, x)?)?;
+    pub fn forward(
+        &self,
+        backend: &B,
+        x: &B::Tensor,
+        normed: &B::Tensor,
+        geometry: &B::Geometry,
+    ) -> Result<(B::Tensor, B::Tensor), ExecutorError> {
+        let qkv = self.qkv.forward(backend, normed)?;
         let attended = backend.segment_attention(&qkv, self.heads, geometry, self.scale)?;
-        let x = backend.add(x, &self.output.forward(backend, &attended)?)?;
-        let up = self.up.forward(backend, &self.norm2.forward(backend, &x)?)?;
-        let down = self.down.forward(backend, &backend.gelu(&up, self.gelu)?)?;
-        Ok(backend.add(&x, &down)?)
+        let (x, normed) = self.norm2.add_forward(backend, x, &self.output.forward(backend, &attended)?)?;
+        let up = self.up.forward(backend, &normed)?;
+        Ok((x, self.down.forward(backend, &backend.gelu(&up, self.gelu)?)?))
     }
 }

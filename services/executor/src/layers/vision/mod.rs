@@ -1,13 +1,14 @@
 //! The vision tower of Qwen3-VL: patches of images (or temporal groups of frames) in, merged features out.
 
 mod block;
-pub mod grid;
 mod merger;
 mod tower;
 
 pub use block::VisionBlock;
 pub use merger::{Merger, NormPlace};
 pub use tower::{VisionConfig, VisionTower};
+
+use std::ops::Range;
 
 use candle_core::DType;
 use millrace_kernels::{Backend, PatchPage};
@@ -56,15 +57,27 @@ impl<B: Backend> Clone for VisionFeatures<B> {
 }
 
 impl<B: Backend> VisionFeatures<B> {
-    /// The same rows of every part.
+    /// The same rows of every part; they stay where they are.
     ///
     /// # Errors
     /// A row outside the features.
-    pub fn rows(&self, backend: &B, rows: &B::Indices) -> Result<Self, millrace_kernels::KernelError> {
-        let pick = |x: &B::Tensor| backend.gather_rows(x, rows);
+    pub fn row_range(&self, backend: &B, rows: Range<usize>) -> Result<Self, millrace_kernels::KernelError> {
+        let pick = |x: &B::Tensor| backend.row_range(x, rows.clone());
         Ok(Self {
             embeddings: pick(&self.embeddings)?,
             deepstack: self.deepstack.iter().map(pick).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The same in memory of its own, for whoever keeps it longer than its neighbours.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn copied(&self, backend: &B) -> Result<Self, millrace_kernels::KernelError> {
+        let copy = |x: &B::Tensor| backend.concat_rows(std::slice::from_ref(x));
+        Ok(Self {
+            embeddings: copy(&self.embeddings)?,
+            deepstack: self.deepstack.iter().map(copy).collect::<Result<_, _>>()?,
         })
     }
 

@@ -1,12 +1,12 @@
 //! The tower itself: patch embedding, interpolated positions, blocks, and mergers at the last and at some inner blocks.
 //! Source: transformers `Qwen3VLVisionModel` (models.md §4.2).
 
-use millrace_kernels::{Backend, GeluKind, PatchPage, Segments};
+use millrace_kernels::{Backend, GeluKind, PatchGrids, PatchPage, Segments};
 
-use super::{Merger, NormPlace, PatchGrid, VisionBlock, VisionFeatures, grid};
+use super::{Merger, NormPlace, PatchGrid, VisionBlock, VisionFeatures};
 use crate::checkpoint::{Fields, Loader, RopeConfig};
 use crate::error::ExecutorError;
-use crate::layers::Linear;
+use crate::layers::{Linear, rope};
 
 /// Of every layer norm here; a constant of the reference.
 pub(super) const NORM_EPS: f32 = 1e-6;
@@ -95,6 +95,8 @@ pub struct VisionTower<B: Backend> {
     config: VisionConfig,
     patch_embed: Linear<B>,
     positions: B::Tensor,
+    /// Frequencies of the rotation: half of a head's pairs turn with the row, half with the column.
+    inverse: Vec<f32>,
     blocks: Vec<VisionBlock<B>>,
     merger: Merger<B>,
     deepstack: Vec<Merger<B>>,
@@ -121,7 +123,8 @@ impl<B: Backend> VisionTower<B> {
             let mut own = loader.below(format!("deepstack_merger_list.{k}"));
             deepstack.push(Merger::load(&mut own, &config, NormPlace::Merged)?);
         }
-        Ok(Self { config, patch_embed, positions, blocks, merger, deepstack })
+        let inverse = rope::inverse_frequencies(config.theta, config.head_dim() / 2);
+        Ok(Self { config, patch_embed, positions, inverse, blocks, merger, deepstack })
     }
 
     /// Sizes.
@@ -134,70 +137,70 @@ impl<B: Backend> VisionTower<B> {
     /// # Errors
     /// Pixels that do not fill their grid.
     pub fn encode(&self, backend: &B, items: &[PatchGrid]) -> Result<Vec<VisionFeatures<B>>, ExecutorError> {
-        let mut x = self.embed_patches(backend, items)?;
         let geometry = self.geometry(backend, items)?;
+        let mut x = self.embed_patches(backend, items, &geometry)?;
+        let norm = |block: &VisionBlock<B>| block.input_norm().forward(backend, &x);
+        let mut normed = self.blocks.first().map(norm).transpose()?;
         // In order of blocks, whatever the order of the config's list: the k-th feature goes behind decoder layer k.
         let mut deepstack = Vec::with_capacity(self.deepstack.len());
         for (index, block) in self.blocks.iter().enumerate() {
-            x = block.forward(backend, &x, &geometry)?;
+            let Some(input) = normed.take() else { break };
+            let (attended, output) = block.forward(backend, &x, &input, &geometry)?;
+            match self.blocks.get(index + 1) {
+                Some(next) => {
+                    let (sum, norm) = next.input_norm().add_forward(backend, &attended, &output)?;
+                    (x, normed) = (sum, Some(norm));
+                }
+                None => x = backend.add(&attended, &output)?,
+            }
             let merger = self.config.deepstack.iter().position(|at| *at == index);
             if let Some(merger) = merger.and_then(|k| self.deepstack.get(k)) {
                 deepstack.push(merger.forward(backend, &x)?);
             }
         }
         let all = VisionFeatures { embeddings: self.merger.forward(backend, &x)?, deepstack };
-        self.split(backend, all, items)
+        self.split(backend, &all, items)
     }
 
-    fn embed_patches(&self, backend: &B, items: &[PatchGrid]) -> Result<B::Tensor, ExecutorError> {
+    fn embed_patches(
+        &self,
+        backend: &B,
+        items: &[PatchGrid],
+        geometry: &B::Geometry,
+    ) -> Result<B::Tensor, ExecutorError> {
         let VisionConfig { channels, patch, temporal, .. } = self.config;
         let pages: Vec<PatchPage<'_>> = items.iter().map(|item| item.page(channels, patch * patch)).collect();
         let patches = backend.patches(&pages, temporal)?;
-        let (merge, side) = (self.config.merge as u32, self.config.side as u32);
-        let mut index = Vec::new();
-        let mut weights = Vec::new();
-        for item in items {
-            let (taps, shares) = grid::interpolation(item.grid_h, item.grid_w, merge, side);
-            index.extend(taps);
-            weights.extend(shares);
-        }
-        let positions = backend.interpolate_rows(&self.positions, &index, &weights)?;
+        let positions = backend.interpolate_grids(&self.positions, geometry)?;
         Ok(backend.add(&self.patch_embed.forward(backend, &patches)?, &positions)?)
     }
 
-    /// Rotation of each patch and the items' extents: patches see only their own item.
+    /// Where the patches lie, and the items' extents: patches see only their own item.
     fn geometry(&self, backend: &B, items: &[PatchGrid]) -> Result<B::Geometry, ExecutorError> {
-        let (mut all_cos, mut all_sin, mut segments) = (Vec::new(), Vec::new(), Segments { start: vec![0] });
+        let sizes = items.iter().map(|item| [item.grid_h, item.grid_w]).collect();
+        let grids = PatchGrids { sizes, merge: self.config.merge as u32 };
         let mut end = 0;
-        for item in items {
-            let (merge, head_dim) = (self.config.merge as u32, self.config.head_dim());
-            let (cos, sin) = grid::rotation(item.grid_h, item.grid_w, merge, head_dim, self.config.theta);
-            all_cos.extend(cos);
-            all_sin.extend(sin);
+        let ends = items.iter().map(|item| {
             end += item.grid_h * item.grid_w;
-            segments.start.push(end);
-        }
-        Ok(backend.geometry(all_cos, all_sin, segments)?)
+            end
+        });
+        let segments = Segments { start: std::iter::once(0).chain(ends).collect() };
+        Ok(backend.geometry(&grids, &self.inverse, segments)?)
     }
 
     fn split(
         &self,
         backend: &B,
-        all: VisionFeatures<B>,
+        all: &VisionFeatures<B>,
         items: &[PatchGrid],
     ) -> Result<Vec<VisionFeatures<B>>, ExecutorError> {
-        if items.len() == 1 {
-            return Ok(vec![all]);
-        }
         let merge = self.config.merge as u32;
-        let mut start = 0;
-        let mut features = Vec::with_capacity(items.len());
-        for item in items {
-            let tokens = (item.grid_h / merge) * (item.grid_w / merge);
-            let rows = backend.indices((start..start + tokens).collect())?;
-            features.push(all.rows(backend, &rows)?);
-            start += tokens;
-        }
-        Ok(features)
+        let mut end = 0;
+        let own = |item: &PatchGrid| {
+            let start = end;
+            end += ((item.grid_h / merge) * (item.grid_w / merge)) as usize;
+            Ok(all.row_range(backend, start..end)?)
+        };
+        items.iter().map(own).collect()
     }
 }
