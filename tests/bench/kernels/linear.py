@@ -174,8 +174,9 @@ def time_shapes(family, builds, copy, put):
     return best
 
 
-def time_chains(family, builds, best, copy, put):
-    """The four linears of 12 layers in order, each in the form that was best for its shape at as many rows."""
+def time_chains(family, builds, best, norm, copy, put):
+    """The four linears of 12 layers in order, each in the form that was best for its shape at as many rows. With "small", the kernels of
+    few bytes that a decode step has between them stand there: a norm before qkv and gate_up, two more for rope and attention."""
     for model, names in LAYERS.items():
         layers = [[(name, random_values(*SHAPES[name])) for name in names] for _ in range(12)]
         nbytes = sum(w.numel() * 2 for layer in layers for _, w in layer)
@@ -183,18 +184,25 @@ def time_chains(family, builds, best, copy, put):
         for m in (1, 2, 4, 8, 12, 16):
             inputs = {k: random_values(m, k) for k in {SHAPES[name][1] for name in names}}
             y = torch.empty(m, tall, device="cuda", dtype=torch.bfloat16)
+            width = SHAPES[names[0]][1]
+            rows, scale = [random_values(m, width) for _ in range(4)], random_values(width)
+            steady = lambda rows=rows, scale=scale, m=m, width=width: norm.launch(
+                "add_rms_norm", (m,), -(-width // 256) * 32, 0, rows[0], rows[1], scale, rows[2], rows[3], width, 1e-6, overlap=True)
             for build, (module, promotion) in builds.items():
-                for gated in (False, True):
+                for gated, small in ((False, False), (True, False), (True, True)):
                     for by in (1, 16) if family is stream else (1 if m <= 4 else 8 if m <= 8 else 16,):
                         calls = []
                         for layer in layers:
                             for name, w in layer:
+                                if small:
+                                    calls += [steady] * (2 if name.startswith("o") else 0 if name.startswith("down") else 1)
                                 glu = gated and name.startswith("gate_up")
                                 blocks, cluster = best[build, name, by, glu]
                                 calls.append(lambda w=w, glu=glu, blocks=blocks, cluster=cluster: family(
                                     module, inputs[w.shape[1]], w, None, y, True, glu, blocks, cluster, promotion))
-                        us = median_us(calls, rounds=5)
-                        put({"build": build, "chain": model, "rows": m, "gated": gated, "forms_of": by, "share": nbytes / (us * len(calls)) * 1e6 / copy})
+                        us = median_us(calls, rounds=5) * len(calls)
+                        form = "small" if small else "gated" if gated else ""
+                        put({"build": build, "chain": model, "rows": m, "form": form, "forms_of": by, "us_a_layer": us / len(layers), "share": nbytes / us * 1e6 / copy})
             if family is stream:
                 calls = [lambda w=w: torch.nn.functional.linear(inputs[w.shape[1]], w) for layer in layers for _, w in layer]
                 put({"build": "cublas", "chain": model, "rows": m, "share": nbytes / (median_us(calls, rounds=3) * len(calls)) * 1e6 / copy})
@@ -202,7 +210,7 @@ def time_chains(family, builds, best, copy, put):
         MAPS.clear()
 
 
-def run_family(name, paths, out):
+def run_family(name, paths, norm, out):
     family = {"stream": stream, "skinny": skinny}[name]
     file = open(os.path.join(out, "linear.jsonl"), "a")
 
@@ -229,19 +237,20 @@ def run_family(name, paths, out):
     put({"at": "timing"})
     if builds:
         best = time_shapes(family, builds, copy, put)
-        time_chains(family, builds, best, copy, put)
+        time_chains(family, builds, best, device.Module(norm), copy, put)
     put({"at": "end"})
 
 
 def main():
     folder, out, limit = sys.argv[1], sys.argv[2], float(sys.argv[3]) if len(sys.argv) > 3 else 150.0
     begin = time.time()
-    compiled = device.compile_all(folder, out, {build: value[:2] for family in BUILDS.values() for build, value in family.items()})
+    wanted = {build: value[:2] for family in BUILDS.values() for build, value in family.items()}
+    compiled = device.compile_all(folder, out, {**wanted, "norm": ("norm", [])})
     print(f"compiled {len(compiled)} in {time.time() - begin:.0f} s", flush=True)
     for name in BUILDS:
         left = [build for build in BUILDS[name] if build in compiled]
         while left and time.time() - begin < limit:
-            command = [sys.executable, __file__, "--family", name, out, *[f"{build}={compiled[build]}" for build in left]]
+            command = [sys.executable, __file__, "--family", name, out, compiled["norm"], *[f"{build}={compiled[build]}" for build in left]]
             before = len(lines(out))
             try:
                 code = subprocess.run(command, timeout=max(10, limit - (time.time() - begin)), check=False).returncode
@@ -268,11 +277,11 @@ def tables(rows):
     for model in LAYERS:
         counts = sorted({row["rows"] for row in chains})
         for build in dict.fromkeys(row["build"] for row in chains):
-            for gated in (False, True):
-                own = [row for row in chains if (row["build"], row["chain"], row.get("gated", False)) == (build, model, gated)]
+            for form in ("", "gated", "small"):
+                own = [row for row in chains if (row["build"], row["chain"], row.get("form", "")) == (build, model, form)]
                 cells = [max((row["share"] for row in own if row["rows"] == m), default=0.0) for m in counts]
                 if own:
-                    print(f"12 layers of {model} {build:>20}{' gated' if gated else '':6}", *[f"M{m} {cell:.3f}" for m, cell in zip(counts, cells)])
+                    print(f"12 layers of {model} {build:>20} {form:5}", *[f"M{m} {cell:.3f}" for m, cell in zip(counts, cells)])
     shapes = [row for row in rows if "shape" in row]
     for shape in dict.fromkeys(row["shape"] for row in shapes):
         for m in (1, 8, 16):
@@ -288,7 +297,7 @@ def lines(out):
 if __name__ == "__main__":
     if sys.argv[1] == "--family":
         try:
-            run_family(sys.argv[2], dict(pair.split("=", 1) for pair in sys.argv[4:]), sys.argv[3])
+            run_family(sys.argv[2], dict(pair.split("=", 1) for pair in sys.argv[5:]), sys.argv[4], sys.argv[3])
         except Exception:
             traceback.print_exc()
             sys.exit(1)
