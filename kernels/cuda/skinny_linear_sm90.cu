@@ -161,7 +161,8 @@ __device__ void stream(const TensorMap& inputs, const TensorMap& weights, const 
         for (int s = 0; s < SPAN / 16; ++s)
 #pragma unroll
             for (int b = 0; b < BLOCKS; ++b)
-                wgmma_few(sum[b], operand(at + b * BLOCK_BYTES + s * 32, 16), operand(at + BLOCKS * BLOCK_BYTES + s * 32, 16));
+                wgmma_few(sum[b], operand(operand_low(at + b * BLOCK_BYTES + s * 32, 16)),
+                          operand(operand_low(at + BLOCKS * BLOCK_BYTES + s * 32, 16)));
         wgmma_commit();
         wgmma_wait<1>();  // The step before has been read by this warp, and after the barrier by all.
         __syncthreads();

@@ -141,10 +141,11 @@ impl Op for Gated {
 fn gated_linears() {
     let Some(cuda) = device(false) else { return };
     let mut random = Random::fresh();
-    let shapes =
-        [[1, 8, 4], [1, 256, 1000], [7, 136, 48], [8, 2560, 333], [13, 512, 96], [16, 1024, 64], [40, 256, 100]];
+    let few = [[1, 8, 4], [1, 256, 1000], [7, 136, 48], [8, 2560, 333], [13, 512, 96], [16, 1024, 64], [40, 256, 100]];
+    // From 1,024 rows on, whole tiles of 128 outputs take the fused kernel: depths that are no multiple of its 64, rows of its 256.
+    let many = [[1024, 72, 128], [1025, 200, 256], [1337, 64, 384], [2900, 136, 128], [1100, 256, 100]];
     let streamed = [[9, 24, 65], [16, 2560, 130], [11, 9728, 63], [16, 8, 1]];
-    for sizes in shapes.into_iter().chain(streamed) {
+    for sizes in few.into_iter().chain(many).chain(streamed) {
         let [rows, inputs, outputs] = sizes;
         let scale = (inputs as f32).powf(-0.5);
         let w = random.values(B, 2 * outputs * inputs).iter().map(|v| support::round(B, v * scale)).collect();
@@ -335,6 +336,23 @@ fn paged_attention_decodes_and_prefills() {
     }
 }
 
+/// Ends of the warpgroup kernel's tiles of 128 packed rows and 128 keys, for every packing, at once and as chunks behind a cache.
+#[test]
+fn chunks_of_every_length_attend() {
+    let Some(cuda) = device(false) else { return };
+    let mut random = Random::fresh();
+    const LENGTHS: [usize; 9] = [1, 2, 63, 64, 65, 127, 128, 129, 300];
+    for heads in [[2, 2, 128], [2, 1, 128], [4, 1, 128], [8, 1, 128], [2, 2, 64], [8, 1, 64]] {
+        // Second steps of chunks behind 1, 128 and 257 tokens, in an order that is not that of their lengths.
+        let behind =
+            |shift: usize| LENGTHS.iter().enumerate().map(move |(n, then)| ([1, 128, 257][(n + shift) % 3], *then));
+        let mut lengths: Vec<(usize, usize)> = behind(random.below(3)).collect();
+        lengths.push((300, 1));
+        let op = Attention::new(&mut random, heads, 16, &lengths);
+        compare(&format!("{heads:?}, {lengths:?}"), &cuda, &op);
+    }
+}
+
 struct Vision {
     heads: usize,
     rows: usize,
@@ -356,8 +374,9 @@ impl Op for Vision {
 fn segments_attend_alone() {
     let Some(cuda) = device(false) else { return };
     let mut random = Random::fresh();
-    for (heads, d) in [(2, 64), (16, 64), (1, 2), (3, 18), (1, 80)] {
-        for start in [vec![0, 1, 1, 18, 50, 87], vec![0, 64, 200], vec![0, 513]] {
+    for (heads, d) in [(2, 64), (16, 64), (1, 2), (3, 18), (2, 72), (1, 80)] {
+        for start in [vec![0, 1, 1, 18, 50, 87], vec![0, 64, 200], vec![0, 513], vec![0, 1, 3, 66, 130, 257, 385, 514]]
+        {
             let rows = start[start.len() - 1] as usize;
             let qkv = random.values(B, rows * 3 * heads * d);
             let (cos, sin) = (0..rows * d / 2).map(|_| (random.uniform() * 6.3).sin_cos()).map(|(s, c)| (c, s)).unzip();

@@ -102,11 +102,26 @@ const KERNELS: &[(&str, &[&str])] = &[
     ("rows", &["gather_rows", "scatter_rows", "scatter_add_rows", "interpolate_rows", "repeat_frames"]),
     ("norm", &["rms_norm", "add_rms_norm", "rms_norm_any", "layer_norm", "layer_norm_any"]),
     ("activation", &["swiglu", "gelu", "add"]),
-    ("rope", &["rope_table", "rope_gather", "qkv_norm_rope_cache_write"]),
+    (
+        "rope",
+        &[
+            "rope_table",
+            "rope_gather",
+            "qkv_norm_rope_cache_write_any",
+            "qkv_norm_rope_cache_write_d64",
+            "qkv_norm_rope_cache_write_d128",
+            "qkv_norm_rope_cache_write_d256",
+        ],
+    ),
     ("attention", &["paged_attention_any", "segment_attention_any"]),
     ("argmax", &["argmax_rows"]),
     ("sample", &["sample_rows"]),
 ];
+
+/// The tables of all launchers.
+fn tables() -> impl Iterator<Item = &'static [(&'static str, &'static [&'static str])]> {
+    [KERNELS, super::attention::KERNELS, super::skinny::KERNELS, super::gated_linear::KERNELS].into_iter()
+}
 
 impl Driver {
     /// Opens device `ordinal`.
@@ -177,7 +192,7 @@ impl Driver {
     }
 
     fn load(&mut self) -> Result<(), KernelError> {
-        for (stem, names) in KERNELS.iter().chain(super::attention::KERNELS).chain(super::skinny::KERNELS) {
+        for (stem, names) in tables().flat_map(|table| table.iter()) {
             let image = FATBINS.iter().find(|(own, _)| own == stem);
             let no_kernel = |name: &str| KernelError::Device { op: "load", what: format!("no kernel {stem}/{name}") };
             let (_, image) = image.ok_or_else(|| no_kernel(""))?;

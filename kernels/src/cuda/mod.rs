@@ -5,6 +5,7 @@
 
 mod attention;
 mod driver;
+mod gated_linear;
 mod linear;
 mod memory;
 mod norm;
@@ -61,6 +62,7 @@ impl CudaBackend {
         let driver = Arc::new(Driver::open(ordinal)?);
         let memory = Memory::new(driver.clone());
         let linear = Linear::new(&driver, &memory)?;
+        gated_linear::prepare(&driver)?;
         let decode = DecodeScratch::new(&driver, &memory)?;
         let (counters, bytes) = decode.counters();
         let (steps, upload) = (Steps::default(), Upload::default());
@@ -254,7 +256,8 @@ impl Backend for CudaBackend {
             return Err(shape_error(op, format!("rows of {inputs} with {outputs} rows of weights for {depth}")));
         }
         let out = self.activation(&[rows, outputs / 2])?;
-        if self.linear.run_gated(x, gate_up, &out, [rows, inputs, outputs])? {
+        let sizes = [rows, inputs, outputs];
+        if self.linear.run_gated(x, gate_up, &out, sizes)? || self.gated_linear(x, gate_up, &out, sizes)? {
             return Ok(out);
         }
         self.swiglu(&self.linear(x, gate_up, None)?)
@@ -321,7 +324,10 @@ impl Backend for CudaBackend {
             return Err(shape_error("segment_attention", what));
         }
         let (angles, first) = (cos.len(), self.staged(&start)?);
-        let tiles = tiles::segments(&start);
+        // A kernel takes tiles of its own size: which one it will be follows from the head, which the angles tell.
+        let dim = 2 * angles / start.last().map_or(1, |&rows| (rows as usize).max(1));
+        let tile_rows = attention::segment_kernel(dim, self.driver.capability).map_or(64, |kernel| kernel.tile_rows);
+        let tiles = tiles::segments(&start, tile_rows);
         let (cos, sin) = (self.staged(&cos)?, self.staged(&sin)?);
         let list = self.staged(tiles.as_flattened())?;
         Ok(CudaGeometry { cos, sin, start: first, list, tiles: tiles.len(), angles, segments: start })
