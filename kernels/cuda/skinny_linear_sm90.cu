@@ -18,14 +18,9 @@
 // In flight: up to 2 x 108 KB a multiprocessor, of 23 KB that 700 ns at 4.3 TB/s need; the rest bridges the gap between two launches.
 // Shared memory: 16 KB of a step written once, read once by wgmma at 128 bytes a cycle (160 cycles of the 2,100 that its bytes take).
 // Floor = bytes / bandwidth.
-#include "warpgroup.cuh"
+#include "cluster.cuh"
 
 constexpr int THREADS = 128;
-// What cuTensorMapEncodeTiled writes.
-struct alignas(128) TensorMap {
-    unsigned long long opaque[16];
-};
-
 #ifdef WARPGROUP_CODE
 constexpr int ROWS = 64;  // Weight rows of a product.
 constexpr int SPAN = 64;  // Inputs of a step: one swizzled row.
@@ -60,8 +55,8 @@ __device__ __forceinline__ void wgmma_few(float (&c)[8], unsigned long long a, u
         : "l"(a), "l"(b));
 }
 
-// The box of `map` at (column, row) to shared memory; `barrier` counts its bytes.
-__device__ __forceinline__ void copy_box(unsigned to, const TensorMap& map, int column, int row, unsigned barrier, unsigned long long policy) {
+// As fetch_box, of what nobody reads again: it must not push what is reused out of the L2.
+__device__ __forceinline__ void fetch_box_once(unsigned to, const TensorMap& map, int column, int row, unsigned barrier, unsigned long long policy) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
         "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
@@ -70,24 +65,10 @@ __device__ __forceinline__ void copy_box(unsigned to, const TensorMap& map, int 
 __device__ __forceinline__ void prefetch_box(const TensorMap& map, int column, int row) {
     asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(&map), "r"(column), "r"(row) : "memory");
 }
-__device__ __forceinline__ void expect_bytes(unsigned barrier, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
 __device__ __forceinline__ unsigned long long policy_once() {
     unsigned long long policy;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     return policy;
-}
-__device__ __forceinline__ unsigned long long policy_again() {
-    unsigned long long policy;
-    asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-
-__device__ __forceinline__ int cluster_rank() {
-    int rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
 }
 __device__ __forceinline__ int cluster_size() {
     int size;
@@ -118,26 +99,26 @@ __device__ void stream(const TensorMap& inputs, const TensorMap& weights, const 
     constexpr int PITCH = COLUMNS + 2;  // Of a row of sums: neighbouring rows in different banks.
     static_assert(!GATED || BLOCKS == 2, "a gate block and an up block");
     static_assert(STAGES * 8 + 8 <= BARRIER_BYTES && BLOCKS * ROWS * PITCH * 4 <= RING_BYTES, "barriers beyond the ring, sums in it");
-    const int rank = cluster_rank(), ranks = cluster_size(), shift = __ffs(ranks) - 1, tile = blockIdx.x >> shift;
+    const int rank = int(cluster_rank()), ranks = cluster_size(), shift = __ffs(ranks) - 1, tile = blockIdx.x >> shift;
     const int outputs = GATED ? n / 2 : n, tile_outputs = GATED ? ROWS : BLOCKS * ROWS;
     const int spans = (k + SPAN - 1) / SPAN, share = (spans + ranks - 1) >> shift;
     const int first = rank * share, steps = min(share, spans - first);  // Not positive: nothing is left for this rank.
     const unsigned ring = shared_address(shared), full = ring + RING_BYTES, summed = full + STAGES * 8;
-    const unsigned long long once = policy_once(), again = policy_again();
+    const unsigned long long once = policy_once();
 
     auto row_of = [&](int block) { return GATED ? block * outputs + tile * ROWS : (tile * BLOCKS + block) * ROWS; };
     auto ask_weights = [&](int step, int stage) {
-        expect_bytes(full + stage * 8, STAGE_BYTES);
+        barrier_expect(full + stage * 8, STAGE_BYTES);
 #pragma unroll
         for (int b = 0; b < BLOCKS; ++b)
-            copy_box(ring + stage * STAGE_BYTES + b * BLOCK_BYTES, weights, (first + step) * SPAN, row_of(b), full + stage * 8, once);
+            fetch_box_once(ring + stage * STAGE_BYTES + b * BLOCK_BYTES, weights, (first + step) * SPAN, row_of(b), full + stage * 8, once);
     };
     auto ask_inputs = [&](int step, int stage) {
-        copy_box(ring + stage * STAGE_BYTES + BLOCKS * BLOCK_BYTES, inputs, (first + step) * SPAN, 0, full + stage * 8, again);
+        fetch_box(ring + stage * STAGE_BYTES + BLOCKS * BLOCK_BYTES, &inputs, (first + step) * SPAN, 0, full + stage * 8);
     };
     if (threadIdx.x == 0) {
         for (int s = 0; s <= STAGES; ++s) barrier_init(full + s * 8, 1);
-        expect_bytes(summed, BLOCKS * ROWS * COLUMNS * 4);
+        barrier_expect(summed, BLOCKS * ROWS * COLUMNS * 4);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         for (int s = 0; s < min(steps, STAGES); ++s) ask_weights(s, s);
         asm volatile("prefetch.tensormap [%0];" ::"l"(&inputs) : "memory");  // Its fetch must not wait for the kernel before.
