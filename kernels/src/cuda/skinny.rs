@@ -31,8 +31,6 @@ const STREAMED: [&str; 6] = [
 const MOST_ROWS: usize = 16;
 /// Blocks that share a multiprocessor.
 const RESIDENT: usize = 2;
-/// Rows up to which threads stream for themselves even on Hopper.
-const OWN_ROWS: usize = 8;
 /// Elsewhere: rows up to which they are faster than cuBLASLt whatever the weight, and elements of a weight up to which they are with more.
 const OWN_ALWAYS: usize = 8;
 const SMALL_WEIGHT: usize = 11 << 20;
@@ -40,6 +38,8 @@ const SMALL_WEIGHT: usize = 11 << 20;
 const SPAN: usize = 64;
 const BOX_ROWS: usize = 64;
 const MOST_CLUSTER: usize = 8;
+/// Steps of a block where a cluster may be as large as that needs: 160 KB of weights.
+const MOST_STEPS: usize = 10;
 
 /// A launch: kernel, blocks, threads and dynamic shared memory of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,8 +64,7 @@ fn choose(sizes: [usize; 3], gated: bool, multiprocessors: usize, capability: (i
     if rows == 0 || rows > MOST_ROWS || !inputs.is_multiple_of(8) || (gated && !outputs.is_multiple_of(2)) {
         return None;
     }
-    let hopper = capability == (9, 0);
-    if hopper && rows > OWN_ROWS {
+    if capability == (9, 0) {
         return Some(streamed(sizes, gated, multiprocessors));
     }
     (rows <= OWN_ALWAYS || inputs * outputs <= SMALL_WEIGHT).then(|| own(sizes, gated, multiprocessors))
@@ -85,11 +84,12 @@ fn streamed([rows, inputs, outputs]: [usize; 3], gated: bool, multiprocessors: u
     let batches = rows.div_ceil(8);
     let kernel = STREAMED[if gated { 4 } else { 2 } + batches - 1];
     let tiles = if gated { (outputs / 2).div_ceil(BOX_ROWS) } else { outputs.div_ceil(2 * BOX_ROWS) };
-    // Split until most places for blocks are taken, but not so far that a block has too few steps to fill its ring. Only the
-    // weight's shape counts: a row's result must not depend on how many rows there are.
-    let enough = 7 * RESIDENT * multiprocessors / 10;
+    // Split until nearly every multiprocessor has a block and a block's weights are not much more than its ring: what is there is
+    // asked for at once, and the next kernel's blocks follow soon. Only the weight's shape counts: a row's result must not depend
+    // on how many rows there are.
+    let (spans, enough) = (inputs.div_ceil(SPAN), multiprocessors - multiprocessors / 16);
     let mut cluster = 1;
-    while cluster < MOST_CLUSTER && tiles * cluster < enough && inputs >= 8 * cluster * SPAN {
+    while cluster < MOST_CLUSTER && spans >= 8 * cluster && (spans > MOST_STEPS * cluster || tiles * cluster < enough) {
         cluster *= 2;
     }
     let columns = 8 * batches;
@@ -146,25 +146,32 @@ mod tests {
     fn few_rows_take_our_kernels() {
         for capability in [(8, 0), (9, 0)] {
             let kernel = |sizes, gated| kernel(sizes, gated, capability);
-            assert_eq!(kernel([1, 2560, 6144], false), Some(("skinny_linear_r1_b1", 264, 0)));
-            assert_eq!(kernel([8, 2560, 151_936], false), Some(("skinny_linear_r2_b1", 264, 0)));
-            assert_eq!(kernel([4, 2560, 19_456], true), Some(("skinny_swiglu_b1", 264, 0)));
+            assert_eq!(kernel([0, 2560, 6144], false), None);
             assert_eq!(kernel([17, 2560, 6144], false), None);
             assert_eq!(kernel([1, 2561, 6144], false), None);
             assert_eq!(kernel([1, 2560, 6145], true), None);
         }
-        assert_eq!(kernel([9, 4096, 2560], false, (8, 0)), Some(("skinny_linear_r1_b2", 160, 0)));
-        assert_eq!(kernel([12, 1024, 2048], true, (8, 0)), Some(("skinny_swiglu_b2", 64, 0)));
-        assert_eq!(kernel([9, 2560, 19_456], false, (8, 0)), None);
+        let kernel = |sizes, gated| kernel(sizes, gated, (8, 0));
+        assert_eq!(kernel([1, 2560, 6144], false), Some(("skinny_linear_r1_b1", 264, 0)));
+        assert_eq!(kernel([8, 2560, 151_936], false), Some(("skinny_linear_r2_b1", 264, 0)));
+        assert_eq!(kernel([4, 2560, 19_456], true), Some(("skinny_swiglu_b1", 264, 0)));
+        assert_eq!(kernel([9, 4096, 2560], false), Some(("skinny_linear_r1_b2", 160, 0)));
+        assert_eq!(kernel([12, 1024, 2048], true), Some(("skinny_swiglu_b2", 64, 0)));
+        assert_eq!(kernel([9, 2560, 19_456], false), None);
     }
 
     #[test]
-    fn hopper_streams_by_the_copy_engine_and_splits_inputs_where_outputs_are_few() {
+    fn hopper_streams_by_the_copy_engine_and_splits_inputs_whatever_the_rows() {
         let kernel = |sizes, gated| kernel(sizes, gated, (9, 0));
-        assert_eq!(kernel([16, 2560, 6144], false), Some(("stream_linear_b2_c16", 192, 4)));
-        assert_eq!(kernel([9, 4096, 2560], false), Some(("stream_linear_b2_c16", 160, 8)));
-        assert_eq!(kernel([16, 2560, 19_456], true), Some(("stream_swiglu_c16", 304, 2)));
-        assert_eq!(kernel([16, 2560, 151_936], false), Some(("stream_linear_b2_c16", 1187, 1)));
-        assert_eq!(kernel([13, 8, 2], true), Some(("stream_swiglu_c16", 1, 1)));
+        for (rows, batch) in [(1, 0), (8, 0), (9, 1), (16, 1)] {
+            let (plain, gated) = (STREAMED[2 + batch], STREAMED[4 + batch]);
+            assert_eq!(kernel([rows, 2560, 6144], false), Some((plain, 192, 4)));
+            assert_eq!(kernel([rows, 4096, 2560], false), Some((plain, 160, 8)));
+            assert_eq!(kernel([rows, 2560, 19_456], true), Some((gated, 608, 4)));
+            assert_eq!(kernel([rows, 9728, 2560], false), Some((plain, 160, 8)));
+            assert_eq!(kernel([rows, 2560, 151_936], false), Some((plain, 4748, 4)));
+            assert_eq!(kernel([rows, 2048, 4096], false), Some((plain, 128, 4)));
+            assert_eq!(kernel([rows, 8, 2], true), Some((gated, 1, 1)));
+        }
     }
 }

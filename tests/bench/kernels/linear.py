@@ -26,14 +26,11 @@ ODD = ((48, 72), (37, 64), (2, 8), (130, 24), (2560, 2560), (1000, 9728), (6144,
 BUILDS = {
     "stream": {
         "stream": ("skinny_linear_sm90", [], 2),
-        "stream_256": ("skinny_linear_sm90", [], 3),
-        "stream_late": ("skinny_linear_sm90", ["-DSTREAM_LATE=1"], 2),
         "stream_ahead4": ("skinny_linear_sm90", ["-DSTREAM_AHEAD=4"], 2),
-        "stream_ahead8": ("skinny_linear_sm90", ["-DSTREAM_AHEAD=8"], 2),
         "stream_three": ("skinny_linear_sm90", ["-DSTREAM_RING_KB=74"], 2),
         "stream_late_ahead4": ("skinny_linear_sm90", ["-DSTREAM_LATE=1", "-DSTREAM_AHEAD=4"], 2),
     },
-    "skinny": {f"skinny_depth{depth}": ("skinny_linear", [f"-DSKINNY_DEPTH={depth}"], 0) for depth in (1, 2, 4)},
+    "skinny": {f"skinny_depth{depth}": ("skinny_linear", [f"-DSKINNY_DEPTH={depth}"], 0) for depth in (2, 4)},
 }
 MAPS = {}
 
@@ -174,35 +171,78 @@ def time_shapes(family, builds, copy, put):
     return best
 
 
-def time_chains(family, builds, best, copy, put):
-    """The four linears of 12 layers in order, each in the form that was best for its shape at as many rows."""
+class Chain:
+    """The linears of 12 layers in order (gate_up gated where `gated`), in forms given by shape. With `small`, the kernels of few bytes
+    that a decode step has between them stand there: a norm before qkv and gate_up, two more for rope and attention."""
+
+    def __init__(self, model, norm, copy):
+        self.names, self.norm, self.copy = LAYERS[model], norm, copy
+        self.layers = [[(name, random_values(*SHAPES[name])) for name in self.names] for _ in range(12)]
+        self.bytes = sum(w.numel() * 2 for layer in self.layers for _, w in layer)
+        self.inputs = {(m, k): random_values(m, k) for m in range(1, 17) for k in {SHAPES[name][1] for name in self.names}}
+        self.y = torch.empty(16, max(SHAPES[name][0] for name in self.names), device="cuda", dtype=torch.bfloat16)
+        width = SHAPES[self.names[0]][1]
+        self.rows, self.scale = [random_values(16, width) for _ in range(4)], random_values(width)
+
+    def steady(self, m):
+        a, b, c, d = self.rows
+        width = a.shape[1]
+        self.norm.launch("add_rms_norm", (m,), -(-width // 256) * 32, 0, a, b, self.scale, c, d, width, 1e-6, overlap=True)
+
+    def share(self, m, call, gated=True, small=False, rounds=5):
+        """Share of copy bandwidth; `call(name, x, w, y, gated)` launches one linear."""
+        calls = []
+        for layer in self.layers:
+            for name, w in layer:
+                if small:
+                    calls += [lambda: self.steady(m)] * (2 if name.startswith("o") else 0 if name.startswith("down") else 1)
+                x, glu = self.inputs[m, w.shape[1]], gated and name.startswith("gate_up")
+                calls.append(lambda name=name, x=x, w=w, glu=glu: call(name, x, w, self.y, glu))
+        return self.bytes / (median_us(calls, rounds=rounds) * len(calls)) * 1e6 / self.copy
+
+
+def search(chain, family, module, promotion, form):
+    """The form of each shape that serves the chains of 1, 8 and 16 rows best together; two passes, a shape at a time."""
+    def call(name, x, w, y, glu):
+        family(module, x, w, None, y, True, glu, *form[name], promotion)
+
+    def worth():
+        return sum(chain.share(m, call, small=small, rounds=3) for m, small in ((1, False), (16, False), (1, True), (16, True)))
+
+    best = worth()
+    for name in chain.names * 2:
+        for other in forms(family):
+            before = form[name]
+            if other == before or (name.startswith("gate_up") and other[0] == 1):
+                continue
+            form[name] = other
+            now = worth()
+            if now > best * 1.002:
+                best = now
+            else:
+                form[name] = before
+    return call
+
+
+def time_chains(family, builds, best, norm, copy, put):
     for model, names in LAYERS.items():
-        layers = [[(name, random_values(*SHAPES[name])) for name in names] for _ in range(12)]
-        nbytes = sum(w.numel() * 2 for layer in layers for _, w in layer)
-        wide, tall = max(SHAPES[name][1] for name in names), max(SHAPES[name][0] for name in names)
-        for m in (1, 2, 4, 8, 12, 16):
-            inputs = {k: random_values(m, k) for k in {SHAPES[name][1] for name in names}}
-            y = torch.empty(m, tall, device="cuda", dtype=torch.bfloat16)
-            for build, (module, promotion) in builds.items():
-                for gated in (False, True):
-                    for by in (1, 16) if family is stream else (1 if m <= 4 else 8 if m <= 8 else 16,):
-                        calls = []
-                        for layer in layers:
-                            for name, w in layer:
-                                glu = gated and name.startswith("gate_up")
-                                blocks, cluster = best[build, name, by, glu]
-                                calls.append(lambda w=w, glu=glu, blocks=blocks, cluster=cluster: family(
-                                    module, inputs[w.shape[1]], w, None, y, True, glu, blocks, cluster, promotion))
-                        us = median_us(calls, rounds=5)
-                        put({"build": build, "chain": model, "rows": m, "gated": gated, "forms_of": by, "share": nbytes / (us * len(calls)) * 1e6 / copy})
-            if family is stream:
-                calls = [lambda w=w: torch.nn.functional.linear(inputs[w.shape[1]], w) for layer in layers for _, w in layer]
-                put({"build": "cublas", "chain": model, "rows": m, "share": nbytes / (median_us(calls, rounds=3) * len(calls)) * 1e6 / copy})
-        del layers
+        chain = Chain(model, norm, copy)
+        for build, (module, promotion) in builds.items():
+            form = {name: best[build, name, 16, name.startswith("gate_up")] for name in names}
+            call = search(chain, family, module, promotion, form)
+            for m in (1, 2, 4, 8, 12, 16):
+                for small in (False, True):
+                    put({"build": build, "chain": model, "rows": m, "form": "small" if small else "", "forms": form,
+                         "share": chain.share(m, call, small=small)})
+        if family is stream:
+            for m in (1, 2, 4, 8, 12, 16):
+                share = chain.share(m, lambda name, x, w, y, glu: torch.nn.functional.linear(x, w), gated=False, rounds=3)
+                put({"build": "cublas", "chain": model, "rows": m, "share": share})
+        del chain
         MAPS.clear()
 
 
-def run_family(name, paths, out):
+def run_family(name, paths, norm, out):
     family = {"stream": stream, "skinny": skinny}[name]
     file = open(os.path.join(out, "linear.jsonl"), "a")
 
@@ -229,19 +269,20 @@ def run_family(name, paths, out):
     put({"at": "timing"})
     if builds:
         best = time_shapes(family, builds, copy, put)
-        time_chains(family, builds, best, copy, put)
+        time_chains(family, builds, best, device.Module(norm), copy, put)
     put({"at": "end"})
 
 
 def main():
     folder, out, limit = sys.argv[1], sys.argv[2], float(sys.argv[3]) if len(sys.argv) > 3 else 150.0
     begin = time.time()
-    compiled = device.compile_all(folder, out, {build: value[:2] for family in BUILDS.values() for build, value in family.items()})
+    wanted = {build: value[:2] for family in BUILDS.values() for build, value in family.items()}
+    compiled = device.compile_all(folder, out, {**wanted, "norm": ("norm", [])})
     print(f"compiled {len(compiled)} in {time.time() - begin:.0f} s", flush=True)
     for name in BUILDS:
         left = [build for build in BUILDS[name] if build in compiled]
         while left and time.time() - begin < limit:
-            command = [sys.executable, __file__, "--family", name, out, *[f"{build}={compiled[build]}" for build in left]]
+            command = [sys.executable, __file__, "--family", name, out, compiled["norm"], *[f"{build}={compiled[build]}" for build in left]]
             before = len(lines(out))
             try:
                 code = subprocess.run(command, timeout=max(10, limit - (time.time() - begin)), check=False).returncode
@@ -268,11 +309,13 @@ def tables(rows):
     for model in LAYERS:
         counts = sorted({row["rows"] for row in chains})
         for build in dict.fromkeys(row["build"] for row in chains):
-            for gated in (False, True):
-                own = [row for row in chains if (row["build"], row["chain"], row.get("gated", False)) == (build, model, gated)]
+            for form in ("", "small"):
+                own = [row for row in chains if (row["build"], row["chain"], row.get("form", "")) == (build, model, form)]
                 cells = [max((row["share"] for row in own if row["rows"] == m), default=0.0) for m in counts]
+                if own and "forms" in own[0] and form == "":
+                    print(f"{build} {model}:", *[f"{name} b{b} c{c}" for name, (b, c) in own[0]["forms"].items()])
                 if own:
-                    print(f"12 layers of {model} {build:>20}{' gated' if gated else '':6}", *[f"M{m} {cell:.3f}" for m, cell in zip(counts, cells)])
+                    print(f"12 layers of {model} {build:>20} {form:5}", *[f"M{m} {cell:.3f}" for m, cell in zip(counts, cells)])
     shapes = [row for row in rows if "shape" in row]
     for shape in dict.fromkeys(row["shape"] for row in shapes):
         for m in (1, 8, 16):
@@ -288,7 +331,7 @@ def lines(out):
 if __name__ == "__main__":
     if sys.argv[1] == "--family":
         try:
-            run_family(sys.argv[2], dict(pair.split("=", 1) for pair in sys.argv[4:]), sys.argv[3])
+            run_family(sys.argv[2], dict(pair.split("=", 1) for pair in sys.argv[5:]), sys.argv[4], sys.argv[3])
         except Exception:
             traceback.print_exc()
             sys.exit(1)
