@@ -2,10 +2,12 @@
 // the tensor-core product.
 //
 // Work: sequence i with one query row has max(1, ceil(context[i] / 64)) tiles of 64 keys for each kv head (sequences with another
-// number of rows have none: they are `paged_prefill`'s). All tiles, ordered by (sequence, head, tile), are cut into gridDim.x equal
-// runs, on the device, from `context`: the grid does not depend on the contexts, so a captured graph serves any of them, and
-// blocks are equally loaded whatever the mix of lengths. A (sequence, head) that one block covers is written at once; one that
-// several cover goes through `partial`, and the block that comes last (`arrived`) adds the parts in block order.
+// number of rows have none: they are `paged_prefill`'s). All tiles are cut into gridDim.x equal runs, on the device, from `context`:
+// the grid does not depend on the contexts, so a captured graph serves any of them, and blocks are equally loaded whatever the mix of
+// lengths. Where gridDim.x is a multiple of kv_heads, every head has gridDim.x / kv_heads blocks of its own, in the order (sequence, tile), and
+// neighbouring blocks walk the same pages at the same time, each its head: a page's heads are neighbours in memory. Otherwise one order,
+// (sequence, head, tile), serves all blocks. A (sequence, head) that one block covers is written at once; one that several cover goes
+// through `partial`, and the block that comes last (`arrived`) adds the parts in block order.
 // A block is 4 warps; of each tile a warp takes 16 keys, through its own ring of STAGES chunks, with no barrier between warps
 // before the end of a (sequence, head).
 //
@@ -23,6 +25,9 @@
 
 #ifndef DECODE_STAGES
 #define DECODE_STAGES 3
+#endif
+#ifndef DECODE_BY_HEAD
+#define DECODE_BY_HEAD 1  // Whether heads have blocks of their own where the grid allows it.
 #endif
 
 constexpr int WARPS = 4;
@@ -58,9 +63,17 @@ struct Problem {
     float scale;
 };
 
-// Which tiles this block has, and where every sequence's begin.
+// Which tiles this block has, and where every sequence's begin. A lane of work is one head's tiles, or all heads' in turn.
 struct Split {
-    int total, blocks;
+    int total, blocks;  // Of the lane.
+    int heads;          // Of the lane: kv_heads, or 1.
+    int lane, lanes;    // The lane's first head, which is its number, and how many there are.
+    __device__ static Split of(int per_head, int kv_heads, int blocks) {
+        if (DECODE_BY_HEAD && blocks % kv_heads == 0) return {per_head, blocks / kv_heads, 1, int(blockIdx.x) % kv_heads, kv_heads};
+        return {per_head * kv_heads, blocks, kv_heads, 0, 1};
+    }
+    __device__ int own() const { return blockIdx.x / lanes; }  // This block's number within the lane.
+    __device__ int slot(int block) const { return block * lanes + lane; }
     __device__ int begin(int block) const {
         const int each = total / blocks, more = total % blocks;
         return block * each + min(block, more);
@@ -74,22 +87,22 @@ struct Split {
 // A place in the order (sequence, head, tile).
 struct Cursor {
     int sequence, head, tile, tiles;
-    __device__ void seek(const int* prefix, int sequences, int kv_heads, int flat) {
+    __device__ void seek(const int* prefix, int sequences, int heads, int flat) {
         int low = 0, high = sequences;  // Largest sequence that begins at or before `flat`: those without tiles are passed over.
         while (high - low > 1) {
             const int middle = (low + high) / 2;
-            if (prefix[middle] * kv_heads <= flat) low = middle; else high = middle;
+            if (prefix[middle] * heads <= flat) low = middle; else high = middle;
         }
         sequence = low;
         tiles = prefix[low + 1] - prefix[low];
-        const int inside = flat - prefix[low] * kv_heads;
+        const int inside = flat - prefix[low] * heads;
         head = inside / tiles;
         tile = inside - head * tiles;
     }
-    __device__ void advance(const int* prefix, int sequences, int kv_heads) {
+    __device__ void advance(const int* prefix, int sequences, int heads) {
         if (++tile < tiles) return;
         tile = 0;
-        if (++head < kv_heads) return;
+        if (++head < heads) return;
         head = 0;
         do {
             ++sequence;
@@ -210,7 +223,7 @@ __device__ __forceinline__ void step(State<D>& state, const unsigned (&query)[D 
 template <int D>
 __device__ void combine(const Problem& p, Merge& merge, const Split& split, int first, int last, int begin, bf16* out) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, width = p.group * (D + 2);
-    auto part = [&](int block) { return p.partial + size_t(2 * block + (split.begin(block) > begin ? 0 : 1)) * width; };
+    auto part = [&](int block) { return p.partial + size_t(2 * split.slot(block) + (split.begin(block) > begin ? 0 : 1)) * width; };
     for (int row = warp; row < p.group; row += WARPS) {
         float highest = -INFINITY, total = 0.0f;
         for (int block = first + lane; block <= last; block += 32) highest = fmaxf(highest, __ldcg(part(block) + p.group * D + 2 * row));
@@ -293,10 +306,10 @@ __device__ void finish(const Problem& p, Merge& merge, State<D>& state, const Sp
         const float highest = merge.row_highest[half * 8 + lane / 4];
         factor[half] = power_of_two(state.highest[half] - (highest == -INFINITY ? 0.0f : highest));
     }
-    const int begin = prefix[at.sequence] * p.kv_heads + at.head * at.tiles;
+    const int begin = prefix[at.sequence] * split.heads + at.head * at.tiles, head = split.lane + at.head;
     const int first = split.block_of(begin), last = split.block_of(begin + at.tiles - 1);
-    bf16* out = p.out + (size_t(p.query_start[at.sequence]) * p.kv_heads + at.head) * p.group * D;
-    float* part = p.partial + size_t(2 * blockIdx.x + (split.begin(blockIdx.x) > begin ? 0 : 1)) * p.group * (D + 2);
+    bf16* out = p.out + (size_t(p.query_start[at.sequence]) * p.kv_heads + head) * p.group * D;
+    float* part = p.partial + size_t(2 * split.slot(split.own()) + (split.begin(split.own()) > begin ? 0 : 1)) * p.group * (D + 2);
 #pragma unroll
     for (int piece = 0; piece < D / PIECE; ++piece) {
 #pragma unroll
@@ -329,7 +342,7 @@ __device__ void finish(const Problem& p, Merge& merge, State<D>& state, const Sp
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        int* arrived = p.arrived + at.sequence * p.kv_heads + at.head;
+        int* arrived = p.arrived + at.sequence * p.kv_heads + head;
         merge.last = atomicAdd(arrived, 1) == last - first;
         if (merge.last) *arrived = 0;
     }
@@ -351,13 +364,13 @@ __device__ void decode(const Problem& p) {
     wait_for_previous();
     release_next();
     const int per_head = lay_out(p, merge, prefix, contexts);
-    const Split split{per_head * p.kv_heads, int(gridDim.x)};
-    const int begin = split.begin(blockIdx.x), count = split.begin(blockIdx.x + 1) - begin;
+    const Split split = Split::of(per_head, p.kv_heads, gridDim.x);
+    const int begin = split.begin(split.own()), count = split.begin(split.own() + 1) - begin;
     if (count == 0) return;
     const unsigned ring = shared_address(shared) + warp * STAGES * 2 * CHUNK_BYTES;
 
     Cursor at, ahead;
-    at.seek(prefix, p.sequences, p.kv_heads, begin);
+    at.seek(prefix, p.sequences, split.heads, begin);
     ahead = at;
     // The pool row of key lane % 16 of this warp's chunk at `ahead`; -1 past the end. Looked up one step before it is used.
     auto look_up = [&]() {
@@ -375,12 +388,12 @@ __device__ void decode(const Problem& p) {
         for (int j = 0; j < CHUNK / ROWS_AT_ONCE; ++j) {
             const int key = j * ROWS_AT_ONCE + lane / LANES;
             const int from = __shfl_sync(0xffffffffu, row, key);
-            const size_t offset = (size_t(max(from, 0)) * p.kv_heads + ahead.head) * D + (lane % LANES) * 8;
+            const size_t offset = (size_t(max(from, 0)) * p.kv_heads + split.lane + ahead.head) * D + (lane % LANES) * 8;
             copy_16(place<D>(to, key, lane % LANES), p.keys + offset, from >= 0);
             copy_16(place<D>(to + CHUNK_BYTES, key, lane % LANES), p.values + offset, from >= 0);
         }
         stage_ahead = stage_ahead + 1 == STAGES ? 0 : stage_ahead + 1;
-        ahead.advance(prefix, p.sequences, p.kv_heads);
+        ahead.advance(prefix, p.sequences, split.heads);
         row = look_up();
     };
 #pragma unroll 1
@@ -398,7 +411,7 @@ __device__ void decode(const Problem& p) {
     for (int n = 0; n < count; ++n) {
         if (fresh) {
             state.clear();
-            const bf16* rows = p.q + (size_t(p.query_start[at.sequence]) * p.kv_heads + at.head) * p.group * D;
+            const bf16* rows = p.q + (size_t(p.query_start[at.sequence]) * p.kv_heads + split.lane + at.head) * p.group * D;
 #pragma unroll
             for (int k = 0; k < D / 16; ++k)
 #pragma unroll
@@ -418,7 +431,7 @@ __device__ void decode(const Problem& p) {
         stage = stage + 1 == STAGES ? 0 : stage + 1;
         fresh = at.tile + 1 == at.tiles || n + 1 == count;
         if (fresh) finish<D, WIDE>(p, merge, state, split, prefix, at);
-        at.advance(prefix, p.sequences, p.kv_heads);
+        at.advance(prefix, p.sequences, split.heads);
     }
 }
 

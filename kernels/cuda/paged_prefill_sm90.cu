@@ -20,6 +20,9 @@ constexpr int GROUP_THREADS = 128;
 #ifndef PREFILL_TURNS
 #define PREFILL_TURNS 1  // Whether the consumers take turns at the tensor cores.
 #endif
+#ifndef PREFILL_QUERY_REGISTERS
+#define PREFILL_QUERY_REGISTERS 0  // Whether the queries lie in registers for the scores' product.
+#endif
 #ifndef PREFILL_MARGIN
 #define PREFILL_MARGIN 8.0f
 #endif
@@ -247,12 +250,19 @@ __device__ void consume(const Problem& p, unsigned query_tiles, unsigned key_til
     const unsigned first_query = operand_low(query_tiles + self * 64 * SWIZZLE_ROW, 16);
     const unsigned first_key = operand_low(key_tiles, 16), first_value = operand_low(value_tiles, KEYS * SWIZZLE_ROW);
     unsigned query = first_query;
+#if PREFILL_QUERY_REGISTERS
+    unsigned own_query[D / 16][4];
+#endif
     auto scores = [&](unsigned n) {
         const unsigned keys = first_key + n % STAGES * (tile_bytes<D>() / 16);
 #pragma unroll
         for (int k = 0; k < D / 16; ++k) {
             const int block = k / 4 * SWIZZLE_ROW / 16, inside = k % 4 * 2;
+#if PREFILL_QUERY_REGISTERS
+            wgmma_rows<false>(score, own_query[k], operand(keys + block * KEYS + inside), k > 0);
+#else
             wgmma_128(score, operand(query + block * ROWS + inside), operand(keys + block * KEYS + inside), k > 0);
+#endif
         }
         wgmma_commit();
     };
@@ -287,6 +297,11 @@ __device__ void consume(const Problem& p, unsigned query_tiles, unsigned key_til
         copy_wait<0>();
         publish();
         named_sync(INSIDE + self, GROUP_THREADS);  // Also: the last tile's output has left the other place of queries.
+#if PREFILL_QUERY_REGISTERS
+#pragma unroll
+        for (int k = 0; k < D / 16; ++k)
+            ldmatrix(own_query[k], swizzled(query_tile, ROWS, self * 64 + warp * 16 + lane % 16, 2 * k + lane / 16));
+#endif
         if (steps > 0) {
             await(key_ring.full_at(done), Ring::parity(done));
             wgmma_fence();

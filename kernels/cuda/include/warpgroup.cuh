@@ -60,7 +60,8 @@ __device__ __forceinline__ void wgmma_128(float (&c)[64], unsigned long long a, 
         : "l"(a), "l"(b), "r"(int(add)));
 }
 
-// c [64 x 128] (+)= a b: a from registers (fragments as in mma.cuh), b 16 rows of a tile.
+// c [64 x 128] (+)= a b: a from registers (fragments as in mma.cuh), b 16 rows of a tile; or a b^T with 16 columns of the tile.
+template <bool ROWS = true>
 __device__ __forceinline__ void wgmma_rows(float (&c)[64], const unsigned* a, unsigned long long b, bool add) {
     asm volatile(
         "{\n.reg .pred add;\nsetp.ne.b32 add, %69, 0;\n"
@@ -69,7 +70,7 @@ __device__ __forceinline__ void wgmma_rows(float (&c)[64], const unsigned* a, un
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
         "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
         "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-        "}, {%64, %65, %66, %67}, %68, add, 1, 1, 1;\n}\n"
+        "}, {%64, %65, %66, %67}, %68, add, 1, 1, %70;\n}\n"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
           "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]),
           "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]),
@@ -78,7 +79,7 @@ __device__ __forceinline__ void wgmma_rows(float (&c)[64], const unsigned* a, un
           "+f"(c[40]), "+f"(c[41]), "+f"(c[42]), "+f"(c[43]), "+f"(c[44]), "+f"(c[45]), "+f"(c[46]), "+f"(c[47]),
           "+f"(c[48]), "+f"(c[49]), "+f"(c[50]), "+f"(c[51]), "+f"(c[52]), "+f"(c[53]), "+f"(c[54]), "+f"(c[55]),
           "+f"(c[56]), "+f"(c[57]), "+f"(c[58]), "+f"(c[59]), "+f"(c[60]), "+f"(c[61]), "+f"(c[62]), "+f"(c[63])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)), "n"(int(ROWS)));
 }
 
 // c [64 x 64] (+)= a b: a from registers (fragments as in mma.cuh), b 16 rows of a tile.

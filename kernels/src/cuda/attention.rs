@@ -4,7 +4,7 @@ use super::CudaBackend;
 use super::driver::{Argument, Driver, Launch};
 use super::memory::{Memory, Owned};
 use super::tensor::{CudaBatch, CudaGeometry, CudaKvCache, CudaTensor, Tiles};
-use super::tiles;
+use super::tiles::{self, Cut};
 use crate::device_memory::MemoryKind;
 use crate::error::KernelError;
 use crate::view::shape_error;
@@ -26,6 +26,8 @@ fn tile_shared(dim: usize) -> usize {
     320 * (dim.next_multiple_of(16) + 8) * 2
 }
 
+/// Keys and values that neighbouring tiles of prefill may read between them: about two thirds of an H100's or H200's L2.
+const WINDOW_BYTES: usize = 32 << 20;
 /// Capability whose warpgroup instructions `paged_prefill_sm90.cu` is made of.
 const HOPPER: (i32, i32) = (9, 0);
 /// Segment attention in that file.
@@ -284,7 +286,10 @@ impl CudaBackend {
             Some(tiles) => tiles,
             None => {
                 let (query_start, context) = &*batch.extents;
-                let list = tiles::causal(query_start, context, group, prefill.tile_rows, decoded);
+                let token_bytes = 4 * heads.kv * heads.dim; // Of keys and values.
+                let window_tokens = WINDOW_BYTES / token_bytes;
+                let cut = Cut { group, tile_rows: prefill.tile_rows, skip_single: decoded, window_tokens };
+                let list = tiles::causal(query_start, context, cut);
                 let (count, list) = (list.len(), self.staged(list.as_flattened())?);
                 batch.tiles.get_or_init(|| Tiles { list, count, group, skip_single: decoded })
             }

@@ -14,11 +14,12 @@ import traceback
 # Name: (file, flags). Those of paged_prefill_sm90 are checked and timed each.
 VARIANTS = {
     "paged_decode": ("paged_decode", []),
-    "decode_stages4": ("paged_decode", ["-DDECODE_STAGES=4"]),
+    "decode_heads_in_turn": ("paged_decode", ["-DDECODE_BY_HEAD=0"]),
     "paged_prefill": ("paged_prefill", []),
     "segment_attention": ("segment_attention", []),
     "sm90": ("paged_prefill_sm90", []),
     "sm90_no_turns": ("paged_prefill_sm90", ["-DPREFILL_TURNS=0"]),
+    "sm90_query_registers": ("paged_prefill_sm90", ["-DPREFILL_QUERY_REGISTERS=1"]),
     "sm90_exact_base": ("paged_prefill_sm90", ["-DPREFILL_MARGIN=0.0f"]),
 }
 SANITIZED = ("paged_decode", "paged_prefill", "segment_attention", "sm90")
@@ -45,7 +46,7 @@ def parts_of(modules, copy):
         add(f"check prefill {name}", lambda module=module: checked(lambda: max(prefill.check_prefill(module, True, turns) for turns in (True, False))))
         add(f"check segments {name}", lambda module=module: checked(lambda: prefill.check_segment(modules["segment_attention"], module)))
     for name, module in decodes.items():
-        add(f"check decode {name}", lambda name=name, module=module: checked(lambda: decode.check_decode(module, decode.STAGES.get(name, 3))))
+        add(f"check decode {name}", lambda module=module: checked(lambda: decode.check_decode(module)))
     add("check prefill generic", lambda: checked(lambda: prefill.check_prefill(modules["paged_prefill"], False)))
     add("check segments generic", lambda: checked(lambda: prefill.check_segment(modules["segment_attention"])))
     add("time prefill fa3", lambda: prefill.time_fa3())
@@ -59,7 +60,7 @@ def parts_of(modules, copy):
             add(f"time segments {name}", lambda module=module: prefill.time_segment(modules["segment_attention"], module))
     add("time decode fa3", lambda: decode.time_fa3(copy))
     for name, module in decodes.items():
-        add(f"time decode {name}", lambda name=name, module=module: decode.time_decode(module, copy, decode.STAGES.get(name, 3)))
+        add(f"time decode {name}", lambda module=module: decode.time_decode(module, copy))
     add("time decode mixed", lambda: [decode.time_mixed(decodes["paged_decode"], copy)])
     add("time prefill generic", lambda: prefill.time_prefill(modules["paged_prefill"], False))
     add("time segments generic", lambda: prefill.time_segment(modules["segment_attention"]))

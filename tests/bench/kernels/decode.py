@@ -10,17 +10,13 @@ from pages import Pages
 FA3_TBS = {(1, 8192): 1.145, (1, 131072): 3.657, (8, 4096): 2.584, (32, 1024): 2.518, (32, 8192): 4.163, (128, 1024): 3.526,
            (128, 4096): 4.320, (256, 1024): 3.796}
 
-# Of builds with another ring than three stages.
-STAGES = {"decode_stages4": 4}
-
-
-def shared_bytes(sequences, stages=3):
-    return stages * 4 * 64 * 128 + 11264 + 8 * (sequences + 1)
+def shared_bytes(sequences):
+    return 3 * 4 * 64 * 128 + 11264 + 8 * (sequences + 1)
 
 
 class Decode:
-    def __init__(self, module, pages, stages=3, blocks=None):
-        self.module, self.pages, self.stages = module, pages, stages
+    def __init__(self, module, pages, blocks=None):
+        self.module, self.pages = module, pages
         self.blocks = blocks or 2 * multiprocessors()
         self.partial = torch.full((2 * self.blocks, pages.group, pages.dim + 2), float("nan"), device="cuda")
         self.arrived = torch.zeros(len(pages.contexts) * pages.kv_heads, device="cuda", dtype=torch.int32)
@@ -28,12 +24,12 @@ class Decode:
     def __call__(self, out, overlap=False):
         p = self.pages
         kernel = f"paged_decode_d{p.dim}_g{8 if p.group <= 8 else 16}"
-        self.module.launch(kernel, (self.blocks,), 128, shared_bytes(len(p.contexts), self.stages), p.q, p.keys, p.values, p.table, p.context,
+        self.module.launch(kernel, (self.blocks,), 128, shared_bytes(len(p.contexts)), p.q, p.keys, p.values, p.table, p.context,
                            p.query_start, out, self.partial, self.arrived, len(p.contexts), p.stride, p.kv_heads, p.group, p.shift,
                            p.dim**-0.5, overlap=overlap)
 
 
-def check_decode(module, stages=3):
+def check_decode(module):
     """Returns the largest ratio of errors."""
     largest = 0.0
     for dim, group, kv_heads, block_tokens in ((128, 4, 2, 16), (128, 1, 3, 8), (128, 7, 1, 32), (128, 8, 2, 64), (128, 16, 1, 16), (64, 4, 2, 16),
@@ -42,7 +38,7 @@ def check_decode(module, stages=3):
         rows = [1] * len(contexts)
         rows[4] = 3  # Not this kernel's: its output stays as it was.
         pages = Pages(contexts, rows, kv_heads, group, dim, block_tokens)
-        decode = Decode(module, pages, stages)
+        decode = Decode(module, pages)
         for _ in range(3):  # The counters must come back to zero.
             out = pages.poisoned()
             decode(out)
@@ -74,12 +70,12 @@ def row_of(kernel, batch, context, us, size, copy):
             "of_fa3_h200": rate / 1e12 / FA3_TBS.get((batch, context), float("nan"))}
 
 
-def time_decode(module, copy, stages=3, cases=None, blocks=None):
+def time_decode(module, copy, cases=None):
     for batch, context in cases or list(FA3_TBS) + [(512, 1024), (48, 2048)]:
         all_pages, size = sets_of(batch, context)
         calls = []
         for pages in all_pages:
-            decode, out = Decode(module, pages, stages, blocks), pages.poisoned()
+            decode, out = Decode(module, pages), pages.poisoned()
             calls.append(lambda decode=decode, out=out: decode(out))
         us = median_us(calls, rounds=7, chain=max(1, 8 // len(calls)))
         yield row_of("paged_decode", batch, context, us, size, copy)
