@@ -7,6 +7,7 @@ mod bf16;
 #[cfg(test)]
 mod broken;
 #[cfg(test)]
+mod encoder_cache;
 mod exact;
 #[cfg(test)]
 mod fixture;

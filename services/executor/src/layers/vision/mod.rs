@@ -56,6 +56,20 @@ impl<B: Backend> Clone for VisionFeatures<B> {
 }
 
 impl<B: Backend> VisionFeatures<B> {
+    /// Every part, the embeddings first.
+    pub fn parts(&self) -> impl Iterator<Item = &B::Tensor> {
+        std::iter::once(&self.embeddings).chain(&self.deepstack)
+    }
+
+    /// The same elements in memory for what outlives a step.
+    ///
+    /// # Errors
+    /// The device has no room.
+    pub fn keep(&self, backend: &B) -> Result<Self, millrace_kernels::KernelError> {
+        let deepstack = self.deepstack.iter().map(|part| backend.keep(part)).collect::<Result<_, _>>()?;
+        Ok(Self { embeddings: backend.keep(&self.embeddings)?, deepstack })
+    }
+
     /// The same rows of every part.
     ///
     /// # Errors
