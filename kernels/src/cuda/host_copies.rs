@@ -1,7 +1,7 @@
 //! Copies between the device and page-locked host memory that nobody waits for: KV blocks and vision features. They run in
 //! the stream's order, so what leaves is what the steps before left, and what comes back is there for the next step.
 
-use cudarc::driver::{result, sys};
+use cudarc::driver::sys;
 
 use super::CudaBackend;
 use super::driver::failed;

@@ -203,3 +203,22 @@ fn a_device_without_room_for_one_block_says_so() {
     let text = refused(&models::qwen3_4b(), (7736 + 40 + 300) << 20, &options());
     assert!(text.contains("weights 7.55 GiB + KV pool 0 B + workspace"), "{text}");
 }
+
+#[test]
+fn what_cannot_fit_is_refused_before_anything_is_loaded() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/fixtures/qwen3");
+    let device = Counting::new(512 << 20);
+    let small = LoadOptions { slots: 8, step_tokens: 64, ..options() };
+    let error = match millrace_executor::engine::load_on(&dir, device.clone(), &small) {
+        Err(error) => error,
+        Ok(engine) => panic!("{:?} fits", engine.spec()),
+    };
+    assert_eq!(error.label(), "device_memory", "{error}");
+    let text = error.to_string();
+    assert!(text.contains(" + KV pool 0 B + workspace 1.00 GiB = 1.0"), "{text}");
+    assert!(text.contains("and of 512.00 MiB in total 512.00 MiB are free"), "{text}");
+    assert_eq!((device.memory().allocations, device.memory().of(MemoryKind::Weights)), (1, 0), "scratch memory alone");
+    // With room for it the same options load.
+    let roomy = Counting::new(4 << 30);
+    millrace_executor::engine::load_on(&dir, roomy, &small).unwrap();
+}
