@@ -22,6 +22,8 @@ use crate::error::KernelError;
 const MOST_RECORDED: usize = 512;
 /// Narrowest block table of a recorded step: tables grow by doubling from here.
 const NARROWEST_TABLE: usize = 64;
+/// Buffers that every step uses hold 512 sequences of 32k tokens at once, so that they do not grow in a steady state.
+const LEAST_KEPT_BYTES: usize = 4 << 20;
 /// Recorded steps that are kept.
 const MOST_RECORDINGS: usize = 256;
 
@@ -29,7 +31,7 @@ const MOST_RECORDINGS: usize = 256;
 pub(super) fn bucket(sequences: usize) -> usize {
     match sequences {
         0..=8 => sequences.max(1),
-        _ => sequences.next_multiple_of((sequences - 1).next_power_of_two() / 8),
+        _ => sequences.next_multiple_of(sequences.next_power_of_two() / 8),
     }
 }
 
@@ -156,7 +158,7 @@ impl State {
     /// A device buffer of `bytes`, kept from step to step.
     fn keep(slot: &mut Option<(Owned, usize)>, backend: &CudaBackend, bytes: usize) -> Result<u64, KernelError> {
         if slot.as_ref().is_none_or(|(_, own)| *own < bytes) {
-            let size = bytes.next_power_of_two().max(4096);
+            let size = bytes.next_power_of_two().max(LEAST_KEPT_BYTES);
             backend.driver.synchronize()?;
             *slot = Some((backend.memory.allocate(MemoryKind::Scratch, size)?, size));
         }
@@ -294,7 +296,7 @@ mod tests {
 
     #[test]
     fn buckets_waste_at_most_an_eighth() {
-        assert_eq!([0, 1, 7, 8, 9, 16, 17, 33, 100, 512].map(bucket), [1, 1, 7, 8, 10, 16, 20, 40, 104, 512]);
+        assert_eq!([0, 1, 7, 8, 9, 16, 17, 33, 100, 512].map(bucket), [1, 1, 7, 8, 10, 16, 20, 40, 112, 512]);
         for sequences in 9..=512 {
             let padded = bucket(sequences);
             assert!(padded >= sequences && padded <= 512 && (padded - sequences) * 8 <= sequences.next_power_of_two());

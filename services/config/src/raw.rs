@@ -144,6 +144,7 @@ table! {
         step_tokens: u32 = 2_048_u32,
         step_patches: u32 = 16_384_u32,
         swap_bytes: String = "256MiB",
+        encoder_host_bytes: String = "256MiB",
         threads: u32 = 0_u32,
     }
 }

@@ -292,6 +292,8 @@ pub struct Executor {
     pub step_patches: u32,
     /// Host memory for KV blocks that left the pool; 0: none.
     pub swap_bytes: u64,
+    /// Host memory for vision features that left the device; 0: none.
+    pub encoder_host_bytes: u64,
     /// CPU threads; 0: one per core.
     pub threads: usize,
 }

@@ -317,8 +317,18 @@ fn tenant_weights(pairs: &[String]) -> Result<BTreeMap<String, u32>, String> {
 }
 
 fn executor(raw: raw::Executor, environment: &Environment, problems: &mut Problems) -> Executor {
-    let raw::Executor { device, dtype, kv_bytes, block_tokens, slots, step_tokens, step_patches, swap_bytes, threads } =
-        raw;
+    let raw::Executor {
+        device,
+        dtype,
+        kv_bytes,
+        block_tokens,
+        slots,
+        step_tokens,
+        step_patches,
+        swap_bytes,
+        encoder_host_bytes,
+        threads,
+    } = raw;
     problems.table = "executor";
     let device = environment.device.clone().unwrap_or(device);
     let dtypes = [("auto", Dtype::Auto), ("bf16", Dtype::Bf16), ("f32", Dtype::F32)];
@@ -331,6 +341,7 @@ fn executor(raw: raw::Executor, environment: &Environment, problems: &mut Proble
         step_tokens: problems.number("step_tokens", step_tokens, 1..=1 << 20),
         step_patches: problems.number("step_patches", step_patches, 4..=1 << 24),
         swap_bytes: problems.bytes("swap_bytes", &swap_bytes, 0..=1 << 50),
+        encoder_host_bytes: problems.bytes("encoder_host_bytes", &encoder_host_bytes, 0..=1 << 50),
         threads: count(problems.number("threads", threads, 0..=1_024)),
     }
 }

@@ -107,6 +107,9 @@ impl ExecutorActor {
         if let Some(reader) = engine.memory_reader() {
             metrics.show_memory(spec.model.as_str(), reader);
         }
+        if let Some(counts) = engine.encoder_counts() {
+            metrics.show_encoder(spec.model.as_str(), counts);
+        }
         let measured = clock.clone();
         let (engine, costs) = tokio::task::spawn_blocking(move || {
             let host_blocks = engine.keep_host_blocks(swap_bytes);

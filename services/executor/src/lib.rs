@@ -21,7 +21,9 @@ pub mod session;
 pub mod step_batch;
 
 pub use actor::{ExecutorActor, ExecutorParts};
-pub use engine::{Collected, DeviceKind, Dtype, KvBudget, LoadOptions, MediaSource, RowLogits, StepEngine, load};
+pub use engine::{
+    Collected, DeviceKind, Dtype, ENCODER_DEVICE_BYTES, KvBudget, LoadOptions, MediaSource, RowLogits, StepEngine, load,
+};
 pub use error::{ErrorKind, ExecutorError};
 pub use metrics::ExecutorMetrics;
 pub use millrace_kernels::{DeviceMemory, MemoryReader};

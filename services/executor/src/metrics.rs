@@ -1,11 +1,17 @@
 //! The executor's metric families. Names and buckets stand here and nowhere else.
 
+use std::sync::Arc;
+
 use millrace_kernels::MemoryReader;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 
+use crate::engine::EncoderCounts;
+
 mod device_memory;
+mod encoder;
 
 pub use device_memory::DeviceMemoryMetrics;
+pub use encoder::EncoderMetrics;
 
 /// Family of [`ExecutorMetrics::busy_seconds`], for readers of a registry.
 pub const STEP_BUSY_SECONDS: &str = "millrace_executor_step_busy_seconds";
@@ -20,6 +26,9 @@ pub const DEVICE_FREE_BYTES: &str = "millrace_executor_device_free_bytes";
 pub const DEVICE_TOTAL_BYTES: &str = "millrace_executor_device_total_bytes";
 /// Calls of a device's allocator.
 pub const DEVICE_ALLOCATIONS: &str = "millrace_executor_device_allocations_total";
+
+/// Lookups of vision features.
+pub const ENCODER_LOOKUPS: &str = "millrace_executor_encoder_lookups_total";
 
 /// Metrics of a process's executors, handed to their actors as a value.
 #[derive(Debug, Clone)]
@@ -46,12 +55,19 @@ pub struct ExecutorMetrics {
     pub page_seconds: Histogram,
     /// Memory of the models' devices, read when the metrics are.
     pub device_memory: DeviceMemoryMetrics,
+    /// Vision features found and not found.
+    pub encoder: EncoderMetrics,
 }
 
 impl ExecutorMetrics {
     /// Shows the memory of `model`'s device from now on.
     pub fn show_memory(&self, model: &str, reader: MemoryReader) {
         self.device_memory.show(model, reader);
+    }
+
+    /// Shows what became of `model`'s lookups of vision features from now on.
+    pub fn show_encoder(&self, model: &str, counts: Arc<EncoderCounts>) {
+        self.encoder.show(model, counts);
     }
 }
 
@@ -111,6 +127,7 @@ impl ExecutorMetrics {
             )?,
             page_seconds: histogram("millrace_executor_page_read_seconds", "Time one page read took", times)?,
             device_memory: DeviceMemoryMetrics::register(registry)?,
+            encoder: EncoderMetrics::register(registry)?,
         })
     }
 }

@@ -35,7 +35,7 @@ impl<B: Backend> Engine<B> {
         let Some(patches) = self.limits.model.vision else { return Ok(()) };
         let mut touched = Vec::new();
         for share in shares {
-            match self.touch(share, media, &patches) {
+            match self.touch(share, media, &patches)? {
                 Ok(items) => touched.extend(items),
                 Err(error) => self.fail(share.slot, error, output),
             }
@@ -44,7 +44,7 @@ impl<B: Backend> Engine<B> {
         let mut run_patches = 0;
         for Touched { slot, number, content } in touched {
             match content {
-                Content::Known(features) => self.give(slot, number, features),
+                Content::Known(features) => self.give(slot, number, &features)?,
                 Content::Pixels(grid) => {
                     let count = u64::from(grid.grid_h) * u64::from(grid.grid_w);
                     if run_patches + count > u64::from(self.spec.step_patches) {
@@ -65,22 +65,25 @@ impl<B: Backend> Engine<B> {
         share: &Share,
         media: &mut dyn MediaSource,
         patches: &PatchSpec,
-    ) -> Result<Vec<Touched<B>>, JobError> {
-        let Some(slot) = self.slots.get(&share.slot) else { return Ok(Vec::new()) };
+    ) -> Result<Result<Vec<Touched<B>>, JobError>, Broken> {
+        let Some(slot) = self.slots.get(&share.slot) else { return Ok(Ok(Vec::new())) };
         let tokens = slot.next(share.count);
         let wanted = |item: &SlotItem<B>| item.features.is_none() && !item.overlap(&tokens).is_empty();
         let mut items = Vec::new();
         for (number, own) in slot.media.iter().enumerate().filter(|(_, own)| wanted(own)) {
-            let content = match self.encoder_cache.get(&own.item) {
+            let content = match self.encoder_cache.get(&self.backend, &own.item)? {
                 Some(features) => Content::Known(features),
                 None => {
-                    let bytes = media.patches(&own.item.patches)?;
-                    Content::Pixels(patch_grid(&own.item, &bytes, patches)?)
+                    let page = media.patches(&own.item.patches);
+                    match page.and_then(|bytes| patch_grid(&own.item, &bytes, patches)) {
+                        Ok(grid) => Content::Pixels(grid),
+                        Err(error) => return Ok(Err(error)),
+                    }
                 }
             };
             items.push(Touched { slot: share.slot, number, content });
         }
-        Ok(items)
+        Ok(Ok(items))
     }
 
     /// One run of the tower over items that do not see each other.
@@ -91,22 +94,16 @@ impl<B: Backend> Engine<B> {
         self.backend.begin()?;
         let (places, grids): (Vec<_>, Vec<_>) = run.into_iter().map(|(slot, n, grid)| ((slot, n), grid)).unzip();
         let features = self.model.encode(&self.backend, &grids)?;
-        let alone = places.len() == 1;
         for ((slot, number), features) in places.into_iter().zip(features) {
-            // Features of a run share its memory until their prompts are computed; the cache must not keep all for one of them.
-            let kept = if alone { features.clone() } else { features.copied(&self.backend)? };
-            let own = self.slots.get(&slot).and_then(|slot| slot.media.get(number));
-            if let Some(own) = own {
-                self.encoder_cache.put(&own.item, &kept);
-            }
-            self.give(slot, number, features);
+            self.give(slot, number, &features)?;
         }
         Ok(())
     }
 
-    fn give(&mut self, slot: u32, number: usize, features: VisionFeatures<B>) {
+    fn give(&mut self, slot: u32, number: usize, features: &VisionFeatures<B>) -> Result<(), Broken> {
         if let Some(own) = self.slots.get_mut(&slot).and_then(|slot| slot.media.get_mut(number)) {
-            own.features = Some(features);
+            own.features = Some(self.encoder_cache.put(&self.backend, &own.item, features)?);
         }
+        Ok(())
     }
 }

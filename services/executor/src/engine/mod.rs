@@ -19,13 +19,16 @@ mod step;
 mod swap;
 mod warm_up;
 
+use std::sync::Arc;
+
 use millrace_kernels::{MemoryReader, StepTimes};
 use millrace_protocol::engine::EngineSpec;
 use millrace_protocol::plan::StepPlan;
 use millrace_protocol::step::StepOutput;
 
+pub use encoder_cache::EncoderCounts;
 pub use media::MediaSource;
-pub use options::{DeviceKind, Dtype, KvBudget, LoadOptions, load, load_on};
+pub use options::{DeviceKind, Dtype, ENCODER_DEVICE_BYTES, KvBudget, LoadOptions, load, load_on};
 pub use step::Engine;
 
 /// An engine whose model and device are hidden.
@@ -59,6 +62,11 @@ pub trait StepEngine: Send {
 
     /// A reader of what the device's memory holds, for other threads; `None` on a device without memory of its own.
     fn memory_reader(&self) -> Option<MemoryReader> {
+        None
+    }
+
+    /// Counters of the features found; `None` for a model that does not see.
+    fn encoder_counts(&self) -> Option<Arc<EncoderCounts>> {
         None
     }
 

@@ -76,6 +76,9 @@ impl Dtype {
 /// The KV pool on the CPU unless told otherwise.
 const CPU_KV_BYTES: u64 = 512 << 20;
 
+/// Vision features on the device unless told otherwise.
+pub const ENCODER_DEVICE_BYTES: u64 = 128 << 20;
+
 /// Size of the KV pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvBudget {
@@ -108,6 +111,10 @@ pub struct LoadOptions {
     pub step_tokens: u32,
     /// Most vision patches of one step, for the scheduler's planning.
     pub step_patches: u32,
+    /// Most bytes of vision features on the device, beside those that running sequences hold.
+    pub encoder_device_bytes: u64,
+    /// Host memory for vision features that left the device; 0: none.
+    pub encoder_host_bytes: u64,
     /// Computes and keeps the logits of every row, for comparisons.
     pub keep_logits: bool,
 }
@@ -125,6 +132,8 @@ impl LoadOptions {
             slots: 8,
             step_tokens: 2048,
             step_patches: 16_384,
+            encoder_device_bytes: ENCODER_DEVICE_BYTES,
+            encoder_host_bytes: 0,
             keep_logits: false,
         }
     }

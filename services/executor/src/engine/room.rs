@@ -2,7 +2,7 @@
 //! sentence where it does not fit. Devices without memory of their own have nothing to check.
 
 use bytes::Bytes;
-use millrace_kernels::{Backend, DeviceMemory, Draw, KernelError, MemoryKind, Ragged, StepInputs};
+use millrace_kernels::{Backend, DeviceMemory, KernelError, MemoryKind, Ragged, StepInputs};
 use millrace_protocol::PageDtype;
 
 use super::{KvBudget, LoadOptions};
@@ -133,11 +133,9 @@ fn rehearse<B: Backend>(backend: &B, model: &mut dyn Model<B>, options: &LoadOpt
     };
     let vision = vision.as_ref();
     let forward = &mut |staged: &_| model.forward(backend, &StepBatch { staged, vision }, &mut caches);
-    let logits = backend.step::<ExecutorError>(inputs, forward)?;
-    // Waits: the pool of one block must not go before.
-    let draws = vec![Draw::GREEDY; logit_rows];
-    backend.finished(backend.finish(Some((&logits, &draws)))?)?;
-    Ok(())
+    backend.step::<ExecutorError>(inputs, forward)?;
+    // The pool of one block must not go before.
+    Ok(backend.wait()?)
 }
 
 /// Features of two items that fill a step, joined as a step joins them, for the first of `rows` rows.

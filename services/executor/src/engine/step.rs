@@ -1,6 +1,7 @@
 //! How a plan becomes an output: release, open, fetch and encode media, one ragged forward, draws.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use millrace_kernels::{Backend, Draw, MemoryReader};
 use millrace_protocol::engine::EngineSpec;
@@ -10,7 +11,7 @@ use millrace_protocol::{ActorId, JobError, SlotId};
 
 use super::assemble::{Share, assemble};
 use super::checks::Limits;
-use super::encoder_cache::EncoderCache;
+use super::encoder_cache::{EncoderCache, EncoderCounts};
 use super::flight::{Launched, Owed, not_finite};
 use super::room::Room;
 use super::slot::Slot;
@@ -67,9 +68,9 @@ impl<B: Backend> Engine<B> {
             device: format!("{} {:?}", options.device, options.dtype).to_lowercase(),
         };
         let (block_tokens, step_tokens) = (options.block_tokens as usize, options.step_tokens as usize);
+        let encoder_cache = EncoderCache::new(&backend, options, shape.vision.is_some());
         let limits = Limits { blocks, block_tokens, step_tokens, model: shape };
         let (executor, keep_logits) = (options.executor.clone(), options.keep_logits);
-        let encoder_cache = EncoderCache::new(u64::from(options.step_patches));
         let (slots, kept, fault, host_pages) = (BTreeMap::new(), Vec::new(), None, HostPages::default());
         let mut engine = Self {
             backend,
@@ -287,6 +288,10 @@ impl<B: Backend> StepEngine for Engine<B> {
 
     fn memory_reader(&self) -> Option<MemoryReader> {
         self.backend.memory_reader()
+    }
+
+    fn encoder_counts(&self) -> Option<Arc<EncoderCounts>> {
+        self.limits.model.vision.map(|_| self.encoder_cache.counts())
     }
 
     fn keep_host_blocks(&mut self, bytes: u64) -> u32 {

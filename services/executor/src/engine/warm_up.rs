@@ -24,7 +24,8 @@ impl<B: Backend> Engine<B> {
         for rows in CHUNK_ROWS.into_iter().filter(|rows| *rows <= most_rows) {
             self.dry_run(1, rows)?;
         }
-        for sequences in batches {
+        // The largest first: its slabs hold what the smaller ones need.
+        for sequences in batches.into_iter().rev() {
             self.dry_run(sequences, 1)?;
         }
         Ok(())

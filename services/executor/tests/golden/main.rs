@@ -7,6 +7,8 @@ mod bf16;
 #[cfg(test)]
 mod broken;
 #[cfg(test)]
+mod encoder_cache;
+#[cfg(test)]
 mod exact;
 #[cfg(test)]
 mod fixture;

@@ -238,7 +238,10 @@ fn the_encoder_works_in_runs_and_forgets_what_does_not_fit() {
     let mut whole = family.engine(Dtype::F32);
     let expected = family.run(&mut whole, &[clip.clone(), two.clone()], &Default::default());
     // 24 patches an item of the clip: one fits, two do not; the larger picture (36) exceeds the limit alone.
-    let mut narrow = family.engine_with(Dtype::F32, |options| options.step_patches = 30);
+    let row_bytes = crate::encoder_cache::row_bytes(&family);
+    let mut narrow = family.engine_with(Dtype::F32, |options| {
+        (options.step_patches, options.encoder_device_bytes) = (30, 30 / 4 * row_bytes);
+    });
     family.reads = 0;
     for reads in [5, 10] {
         let results = family.run(&mut narrow, &[clip.clone(), two.clone()], &Default::default());

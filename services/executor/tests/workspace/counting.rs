@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use candle_core::DType;
 use millrace_kernels::{
-    Backend, DeviceMemory, Draw, Finished, Forward, GeluKind, KernelError, MemoryKind, MemoryReader, PatchGrids,
-    PatchPage, Place, RopeTable, Segments, SigmoidChoice, SlabBook, Staged, StepInputs,
+    Backend, DeviceMemory, Draw, Finished, Forward, GeluKind, HostMemory, KernelError, MemoryKind, MemoryReader,
+    PatchGrids, PatchPage, Place, RopeTable, Segments, SigmoidChoice, SlabBook, Staged, StepInputs,
 };
 
 /// Rows up to which SwiGLU is one launch.
@@ -137,6 +137,11 @@ impl Counting {
     }
 }
 
+/// As the CUDA backend pads batches.
+fn bucket(rows: usize) -> usize {
+    if rows <= 8 { rows } else { rows.next_multiple_of(rows.next_power_of_two() / 8) }
+}
+
 fn none<T>(op: &'static str) -> Done<T> {
     Err(KernelError::Unsupported { op, what: "not counted".into() })
 }
@@ -194,11 +199,25 @@ impl Backend for Counting {
         self.piece(&[values.len()], 4)
     }
 
+    fn keep(&self, x: &Counted) -> Done<Counted> {
+        self.piece_of(2, &x.shape, ELEMENT)
+    }
+    fn tensor_bytes(&self, x: &Counted) -> usize {
+        x.shape.iter().product::<usize>() * ELEMENT
+    }
+    fn read_tensor(&self, _: &Counted, host: &mut HostMemory, offset: usize) -> Done<()> {
+        host.part(offset, 0).map(|_| ())
+    }
+    fn write_tensor(&self, shape: &[usize], _: &mut HostMemory, _: usize) -> Done<Counted> {
+        self.piece_of(2, shape, ELEMENT)
+    }
+
     fn step<E: From<KernelError>>(&self, inputs: StepInputs, forward: &mut Forward<'_, Self, E>) -> Result<Counted, E> {
-        let rows = inputs.ids.len();
+        let mut rows = inputs.ids.len();
         let bare = |count| Counted { shape: vec![count], _piece: None, _owned: None };
         let logits = bare(inputs.logit_rows.len());
         if inputs.replayable {
+            rows = bucket(rows);
             if self.lock().recorded.contains(&rows) {
                 return Ok(logits);
             }
@@ -221,12 +240,9 @@ impl Backend for Counting {
     }
 
     fn recorded_batches(&self, most: usize) -> Vec<usize> {
-        (1..=8)
-            .chain((10..=16).step_by(2))
-            .chain((20..=32).step_by(4))
-            .chain((40..=512).step_by(8))
-            .filter(|n| *n <= most)
-            .collect()
+        let mut sizes: Vec<usize> = (1..=most.min(512)).map(bucket).collect();
+        sizes.dedup();
+        sizes
     }
     fn logits_to_host(&self, _: &Counted) -> Done<Vec<f32>> {
         none("logits_to_host")

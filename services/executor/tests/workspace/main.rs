@@ -2,7 +2,7 @@
 //! it, and what is said where it does not.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // In tests a panic is the failure.
-#![allow(clippy::print_stdout)] // The figures are what these tests are read for.
+#![allow(clippy::print_stdout)] // The counts are the result.
 
 mod counting;
 mod models;
@@ -141,11 +141,11 @@ fn workspace(name: &str, config: &serde_json::Value, sees: bool) {
     }
     let after = device.memory();
     println!("{name}: {} allocations before 800 steps, {} after", started.allocations, after.allocations);
-    assert_eq!(
-        after.of(MemoryKind::Activations),
-        started.of(MemoryKind::Activations),
-        "what was rehearsed is enough for every step"
-    );
+    let slabs = |kind| (started.of(kind), after.of(kind));
+    let (before_steps, behind) = slabs(MemoryKind::Activations);
+    assert_eq!(before_steps, behind, "{name}: what was rehearsed is enough for every step");
+    let features = (after.of(MemoryKind::Features) - started.of(MemoryKind::Features)).div_ceil(64 << 20);
+    assert_eq!(after.allocations, started.allocations + features, "{name}: a steady state allocates nothing");
     assert!(after.workspace_bytes() + UNCOUNTED <= MOST_WORKSPACE, "{name}: {after:?}");
     assert!(after.free_bytes >= UNCOUNTED, "{name}: the reserve is used up: {after:?}");
 }
@@ -158,4 +158,67 @@ fn the_text_model_keeps_within_two_gigabytes() {
 #[test]
 fn the_vision_model_keeps_within_two_gigabytes() {
     workspace("Qwen3-VL-2B", &models::qwen3_vl_2b(), true);
+}
+
+/// The text of the error of loading `config` on a device of `bytes`.
+fn refused(config: &serde_json::Value, bytes: u64, options: &LoadOptions) -> String {
+    let device = Counting::new(bytes);
+    let error = match engine(config, &device, options) {
+        Err(error) => error,
+        Ok(engine) => panic!("{:?} fits", engine.spec()),
+    };
+    assert_eq!(error.label(), "device_memory", "{error}");
+    assert_eq!(device.memory().workspace_bytes() - device.memory().of(MemoryKind::Scratch), taken(&device), "{error}");
+    error.to_string()
+}
+
+/// Slabs that stay: everything else is given back by what failed.
+fn taken(device: &Counting) -> u64 {
+    [MemoryKind::Activations, MemoryKind::RecordedSteps, MemoryKind::Features]
+        .map(|kind| device.memory().of(kind))
+        .iter()
+        .sum()
+}
+
+#[test]
+fn a_pool_that_does_not_fit_is_refused_with_the_sum() {
+    let pool = LoadOptions { kv: KvBudget::Bytes(40 << 30), ..options() };
+    let text = refused(&models::qwen3_4b(), 24 << 30, &pool);
+    assert!(text.starts_with("out of device memory: weights 7.5"), "{text}");
+    assert!(text.contains(" + KV pool 39.99 GiB + workspace 1."), "{text}");
+    assert!(text.contains("GiB are asked for, and of 24.00 GiB in total "), "{text}");
+    let most: u64 = text.split("at most \"").nth(1).and_then(|rest| rest.split("MiB").next()).unwrap().parse().unwrap();
+    let fits = LoadOptions { kv: KvBudget::Bytes(most << 20), ..options() };
+    engine(&models::qwen3_4b(), &Counting::new(24 << 30), &fits).expect("what the text advises fits");
+}
+
+#[test]
+fn a_device_without_room_for_one_block_says_so() {
+    let text = refused(&models::qwen3_4b(), 9 << 30, &options());
+    assert!(
+        text.ends_with("serve a smaller model, lower `[executor] step_tokens`, or free the device's memory"),
+        "{text}"
+    );
+    // The rehearsal itself runs out.
+    let text = refused(&models::qwen3_4b(), (7736 + 40 + 300) << 20, &options());
+    assert!(text.contains("weights 7.55 GiB + KV pool 0 B + workspace"), "{text}");
+}
+
+#[test]
+fn what_cannot_fit_is_refused_before_anything_is_loaded() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/fixtures/qwen3");
+    let device = Counting::new(512 << 20);
+    let small = LoadOptions { slots: 8, step_tokens: 64, ..options() };
+    let error = match millrace_executor::engine::load_on(&dir, device.clone(), &small) {
+        Err(error) => error,
+        Ok(engine) => panic!("{:?} fits", engine.spec()),
+    };
+    assert_eq!(error.label(), "device_memory", "{error}");
+    let text = error.to_string();
+    assert!(text.contains(" + KV pool 0 B + workspace 1.00 GiB = 1.0"), "{text}");
+    assert!(text.contains("and of 512.00 MiB in total 512.00 MiB are free"), "{text}");
+    assert_eq!((device.memory().allocations, device.memory().of(MemoryKind::Weights)), (1, 0), "scratch memory alone");
+    // With room for it the same options load.
+    let roomy = Counting::new(4 << 30);
+    millrace_executor::engine::load_on(&dir, roomy, &small).unwrap();
 }

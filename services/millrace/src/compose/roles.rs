@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use millrace_config::{Dtype, Executor, Model};
-use millrace_executor::{Dtype as EngineDtype, ExecutorActor, ExecutorMetrics, ExecutorParts, KvBudget, LoadOptions};
+use millrace_executor::{
+    Dtype as EngineDtype, ENCODER_DEVICE_BYTES, ExecutorActor, ExecutorMetrics, ExecutorParts, KvBudget, LoadOptions,
+};
 use millrace_preprocess::{Preparer, PreprocessActor, PreprocessMetrics, PreprocessParts};
 use millrace_protocol::ActorId;
 use millrace_runtime::Clock;
@@ -71,6 +73,8 @@ pub fn load_options(settings: &Executor, model: &Model, executor: ActorId) -> Lo
         slots: settings.slots,
         step_tokens: settings.step_tokens,
         step_patches: settings.step_patches,
+        encoder_device_bytes: ENCODER_DEVICE_BYTES,
+        encoder_host_bytes: settings.encoder_host_bytes,
         keep_logits: false,
     }
 }

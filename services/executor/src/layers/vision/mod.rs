@@ -57,6 +57,20 @@ impl<B: Backend> Clone for VisionFeatures<B> {
 }
 
 impl<B: Backend> VisionFeatures<B> {
+    /// Every part, the embeddings first.
+    pub fn parts(&self) -> impl Iterator<Item = &B::Tensor> {
+        std::iter::once(&self.embeddings).chain(&self.deepstack)
+    }
+
+    /// The same elements in memory for what outlives a step.
+    ///
+    /// # Errors
+    /// The device has no room.
+    pub fn keep(&self, backend: &B) -> Result<Self, millrace_kernels::KernelError> {
+        let deepstack = self.deepstack.iter().map(|part| backend.keep(part)).collect::<Result<_, _>>()?;
+        Ok(Self { embeddings: backend.keep(&self.embeddings)?, deepstack })
+    }
+
     /// The same rows of every part; they stay where they are.
     ///
     /// # Errors
@@ -66,18 +80,6 @@ impl<B: Backend> VisionFeatures<B> {
         Ok(Self {
             embeddings: pick(&self.embeddings)?,
             deepstack: self.deepstack.iter().map(pick).collect::<Result<_, _>>()?,
-        })
-    }
-
-    /// The same in memory of its own, for whoever keeps it longer than its neighbours.
-    ///
-    /// # Errors
-    /// No memory.
-    pub fn copied(&self, backend: &B) -> Result<Self, millrace_kernels::KernelError> {
-        let copy = |x: &B::Tensor| backend.concat_rows(std::slice::from_ref(x));
-        Ok(Self {
-            embeddings: copy(&self.embeddings)?,
-            deepstack: self.deepstack.iter().map(copy).collect::<Result<_, _>>()?,
         })
     }
 
