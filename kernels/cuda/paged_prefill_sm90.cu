@@ -23,6 +23,9 @@ constexpr int GROUP_THREADS = 128;
 #ifndef PREFILL_QUERY_REGISTERS
 #define PREFILL_QUERY_REGISTERS 0  // Whether the queries lie in registers for the scores' product.
 #endif
+#ifndef PREFILL_PRODUCER_FENCE
+#define PREFILL_PRODUCER_FENCE 0  // Whether the producer orders its copies before the products, or the consumers do.
+#endif
 #ifndef PREFILL_MARGIN
 #define PREFILL_MARGIN 8.0f
 #endif
@@ -145,6 +148,14 @@ __device__ void produce(const Problem& p, unsigned key_tiles, unsigned value_til
     bool more = turns.take(p, coming);
     int row = more ? look_up(coming, 0) : -1, next = more ? look_up(coming, 1) : -1;
     unsigned done = 0;  // Steps of earlier tiles.
+#if PREFILL_PRODUCER_FENCE
+    unsigned landing = 0;  // Barrier of the copies asked for last: they are waited for when the next ones are under way.
+    auto land = [&]() {
+        publish();
+        __syncwarp();
+        if (lane == 0) barrier_arrive(landing);
+    };
+#endif
 #pragma unroll 1
     while (more) {
         const Tile tile = coming;
@@ -160,7 +171,16 @@ __device__ void produce(const Problem& p, unsigned key_tiles, unsigned value_til
             } else {
                 copy_keys<D, false>(from, 2 * stride, to, places, row);
             }
+#if PREFILL_PRODUCER_FENCE
+            copy_commit();
+            if (landing != 0) {
+                copy_wait<1>();
+                land();
+            }
+            landing = ring.full_at(done + n);
+#else
             barrier_arrive_after_copies(ring.full_at(done + n));
+#endif
         };
         if (steps > 0) fill(keys, p.key_stride, key_tiles, key_ring, 0, row);
 #pragma unroll 1
@@ -178,6 +198,9 @@ __device__ void produce(const Problem& p, unsigned key_tiles, unsigned value_til
         done += steps;
     }
     copy_wait<0>();
+#if PREFILL_PRODUCER_FENCE
+    if (landing != 0) land();
+#endif
 }
 
 // Online softmax of a warpgroup's scores; rows lane / 4 and + 8 of each warp. The base of the powers is a row's highest score at some step: it moves
@@ -274,7 +297,7 @@ __device__ void consume(const Problem& p, unsigned query_tiles, unsigned key_til
     };
     auto await = [&](unsigned barrier, int parity) {
         barrier_wait(barrier, parity);
-        publish();
+        if (!PREFILL_PRODUCER_FENCE) publish();
     };
     auto release = [&](unsigned barrier) {
         if (lane == 0) barrier_arrive(barrier);
@@ -394,9 +417,9 @@ __device__ void prefill(const Problem& p) {
     const Ring key_ring{barriers, barriers + 8 * STAGES}, value_ring{barriers + 16 * STAGES, barriers + 24 * STAGES};
     if (threadIdx.x == 0) {
         for (int n = 0; n < STAGES; ++n) {
-            barrier_init(key_ring.full_at(n), GROUP_THREADS);
+            barrier_init(key_ring.full_at(n), PREFILL_PRODUCER_FENCE ? GROUP_THREADS / 32 : GROUP_THREADS);
             barrier_init(key_ring.empty_at(n), CONSUMER_WARPS);
-            barrier_init(value_ring.full_at(n), GROUP_THREADS);
+            barrier_init(value_ring.full_at(n), PREFILL_PRODUCER_FENCE ? GROUP_THREADS / 32 : GROUP_THREADS);
             barrier_init(value_ring.empty_at(n), CONSUMER_WARPS);
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

@@ -11,16 +11,17 @@ import sys
 import time
 import traceback
 
-# Name: (file, flags). Those of paged_prefill_sm90 are checked and timed each.
+# Name: (file, flags).
 VARIANTS = {
     "paged_decode": ("paged_decode", []),
     "decode_heads_in_turn": ("paged_decode", ["-DDECODE_BY_HEAD=0"]),
     "paged_prefill": ("paged_prefill", []),
     "segment_attention": ("segment_attention", []),
     "sm90": ("paged_prefill_sm90", []),
+    "sm90_fence": ("paged_prefill_sm90", ["-DPREFILL_PRODUCER_FENCE=1"]),
+    "sm90_query": ("paged_prefill_sm90", ["-DPREFILL_QUERY_REGISTERS=1"]),
+    "sm90_fence_query": ("paged_prefill_sm90", ["-DPREFILL_PRODUCER_FENCE=1", "-DPREFILL_QUERY_REGISTERS=1"]),
     "sm90_no_turns": ("paged_prefill_sm90", ["-DPREFILL_TURNS=0"]),
-    "sm90_query_registers": ("paged_prefill_sm90", ["-DPREFILL_QUERY_REGISTERS=1"]),
-    "sm90_exact_base": ("paged_prefill_sm90", ["-DPREFILL_MARGIN=0.0f"]),
 }
 SANITIZED = ("paged_decode", "paged_prefill", "segment_attention", "sm90")
 SILENCE_S = 40  # Without a line from the process at work, it is taken for hung.
@@ -42,28 +43,26 @@ def parts_of(modules, copy):
         begin = time.time()
         return [{"error_over_plain": run(), "s": time.time() - begin}]
 
-    for name, module in hopper.items():
-        add(f"check prefill {name}", lambda module=module: checked(lambda: max(prefill.check_prefill(module, True, turns) for turns in (True, False))))
-        add(f"check segments {name}", lambda module=module: checked(lambda: prefill.check_segment(modules["segment_attention"], module)))
-    for name, module in decodes.items():
-        add(f"check decode {name}", lambda module=module: checked(lambda: decode.check_decode(module)))
-    add("check prefill generic", lambda: checked(lambda: prefill.check_prefill(modules["paged_prefill"], False)))
-    add("check segments generic", lambda: checked(lambda: prefill.check_segment(modules["segment_attention"])))
+    segments = modules.get("segment_attention")
     add("time prefill fa3", lambda: prefill.time_fa3())
     for name, module in hopper.items():
-        orders = ("lpt", "local") if name == "sm90" else ("local",)
-        for order in orders:
-            add(f"time prefill {name} {order}", lambda module=module, order=order: prefill.time_prefill(module, True, True, order))
-    add("time prefill sm90 one block a tile", lambda: prefill.time_prefill(hopper["sm90"], True, False, "local"))
-    for name, module in hopper.items():
-        if name != "sm90_exact_base":
-            add(f"time segments {name}", lambda module=module: prefill.time_segment(modules["segment_attention"], module))
-    add("time decode fa3", lambda: decode.time_fa3(copy))
+        add(f"check prefill {name}", lambda module=module: checked(lambda: prefill.check_prefill(module, True, True)))
+        add(f"time prefill {name}", lambda module=module: prefill.time_prefill(module, True, True, "local"))
+    add("time prefill sm90, order lpt", lambda: prefill.time_prefill(hopper["sm90"], True, True, "lpt"))
+    add("check prefill sm90, one block a tile", lambda: checked(lambda: prefill.check_prefill(hopper["sm90"], True, False)))
+    add("time prefill sm90, one block a tile", lambda: prefill.time_prefill(hopper["sm90"], True, False, "local"))
     for name, module in decodes.items():
+        add(f"check decode {name}", lambda module=module: checked(lambda: decode.check_decode(module)))
         add(f"time decode {name}", lambda module=module: decode.time_decode(module, copy))
+    add("time decode fa3", lambda: decode.time_fa3(copy))
     add("time decode mixed", lambda: [decode.time_mixed(decodes["paged_decode"], copy)])
+    for name, module in hopper.items():
+        add(f"check segments {name}", lambda module=module: checked(lambda: prefill.check_segment(segments, module)))
+        add(f"time segments {name}", lambda module=module: prefill.time_segment(segments, module))
+    add("check prefill generic", lambda: checked(lambda: prefill.check_prefill(modules["paged_prefill"], False)))
+    add("check segments generic", lambda: checked(lambda: prefill.check_segment(segments)))
     add("time prefill generic", lambda: prefill.time_prefill(modules["paged_prefill"], False))
-    add("time segments generic", lambda: prefill.time_segment(modules["segment_attention"]))
+    add("time segments generic", lambda: prefill.time_segment(segments))
     return parts
 
 
