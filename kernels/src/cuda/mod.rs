@@ -147,8 +147,10 @@ impl Backend for CudaBackend {
     }
 
     fn memory_reader(&self) -> Option<MemoryReader> {
-        let memory = self.memory.clone();
-        Some(Arc::new(move || memory.read()))
+        // Whoever reads metrics does not keep the memory.
+        let memory = Arc::downgrade(&self.memory);
+        let closed = || KernelError::NoDevice("it was closed".into());
+        Some(Arc::new(move || memory.upgrade().ok_or_else(closed)?.read()))
     }
 
     fn weight(&self, host: &candle_core::Tensor) -> Result<CudaTensor, KernelError> {

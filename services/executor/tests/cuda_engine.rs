@@ -163,9 +163,11 @@ fn a_swapped_sequence_goes_on_with_equal_bits() {
     let prompt = tokens(150, 3);
     let (full, home): (usize, Vec<u32>) = (9, (10..20).collect());
     let mut results = vec![];
+    // One engine: which algorithm is fastest is measured, and another one may round otherwise.
+    let Some(mut engine) = engine(folder.path(), &options) else { return };
+    assert!(engine.keep_host_blocks(64 << 20) as usize > full);
     for swapped in [true, false] {
-        let Some(mut engine) = engine(folder.path(), &options) else { return };
-        assert!(engine.keep_host_blocks(64 << 20) as usize > full);
+        engine.reset();
         let first = open(0, prompt.clone(), 0, &[], vec![]);
         run(engine.as_mut(), &plan(&[], vec![], vec![first], vec![work(0, 150, home.clone())]));
         let page = |n: usize| (full - 1 - n) as u32;
@@ -202,7 +204,6 @@ fn copies_have_a_cost() {
 #[test]
 fn demoted_features_come_back_with_equal_bits() {
     let folder = checkpoint();
-    let mut answers: Vec<Vec<(Vec<u32>, Vec<u32>)>> = vec![];
     // 16 rows x 512 x 3 parts x 2 bytes an item: room for two on the device, or for none.
     for device_bytes in [2 * 49_152, 0] {
         let sizes = LoadOptions { encoder_device_bytes: device_bytes, encoder_host_bytes: 1 << 20, ..options() };
@@ -216,10 +217,9 @@ fn demoted_features_come_back_with_equal_bits() {
         let counts = engine.encoder_counts().unwrap();
         let counts = [&counts.device, &counts.host, &counts.misses].map(|count| count.load(Ordering::Relaxed));
         assert_eq!(counts, if device_bytes > 0 { [0, 4, 4] } else { [0, 0, 8] });
+        // Within one engine: which algorithm is fastest is measured, and another one may round otherwise.
         assert!(own[..4] == own[4..] && own[0] != own[1]);
-        answers.push(own);
     }
-    assert!(answers[0] == answers[1]);
 }
 
 #[test]
