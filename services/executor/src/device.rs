@@ -140,10 +140,11 @@ struct Ended;
 
 /// Launches a plan as soon as there is one and room for it, and gives each step's output away as soon as it has ended.
 fn run(mut worker: Worker, media: &mut dyn MediaSource, commands: &Receiver<Command>) -> Result<(), Ended> {
-    let mut held = None;
+    // A plan that waits for the steps under way.
+    let mut held: Option<Box<StepPlan>> = None;
     loop {
         let full = worker.under_way.len() >= STEPS_IN_FLIGHT;
-        let waits = full || held.as_ref().is_some_and(|plan: &Box<StepPlan>| worker.engine.must_wait(plan));
+        let waits = full || held.as_deref().is_some_and(|plan| worker.engine.must_wait(plan));
         if !worker.under_way.is_empty() && (waits || worker.engine.has_ended()) {
             worker.collect()?;
             continue;
