@@ -227,15 +227,41 @@ __device__ void combine(const Problem& p, Merge& merge, const Split& split, int 
         }
     }
     __syncthreads();
-    for (int at = threadIdx.x; at < p.group * D; at += THREADS) {
-        const int row = at / D;
-        float sum = 0.0f;
-#pragma unroll 4
-        for (int block = first; block <= last; ++block) {
-            const float* own = part(block);
-            sum += __ldcg(own + at) * power_of_two(__ldcg(own + p.group * D + 2 * row) - merge.row_highest[row]);
+    // Four neighbouring elements a thread; the blocks' factors for AT_ONCE blocks at a time go through shared memory.
+    constexpr int AT_ONCE = sizeof(merge.piece) / sizeof(float) / ROWS, SETS = ROWS * D / 4 / THREADS;
+    float* factors = &merge.piece[0][0][0];
+    float4 sum[SETS] = {};
+    for (int from = first; from <= last; from += AT_ONCE) {
+        const int count = min(AT_ONCE, last + 1 - from);
+        for (int i = threadIdx.x; i < count * p.group; i += THREADS) {
+            const int row = i % p.group, block = i / p.group;
+            factors[row * AT_ONCE + block] = power_of_two(__ldcg(part(from + block) + p.group * D + 2 * row) - merge.row_highest[row]);
         }
-        out[at] = narrow(merge.row_total[row] > 0.0f ? sum / merge.row_total[row] : 0.0f);
+        __syncthreads();
+#pragma unroll
+        for (int set = 0; set < SETS; ++set) {
+            const int at = (set * THREADS + threadIdx.x) * 4;
+            if (at >= p.group * D) break;
+            const float* factor = factors + at / D * AT_ONCE;
+#pragma unroll 8
+            for (int block = 0; block < count; ++block) {
+                const float2* own = reinterpret_cast<const float2*>(part(from + block) + at);  // Parts are 8-byte aligned.
+                const float2 low = __ldcg(own), high = __ldcg(own + 1);
+                const float f = factor[block];
+                sum[set].x += low.x * f;
+                sum[set].y += low.y * f;
+                sum[set].z += high.x * f;
+                sum[set].w += high.y * f;
+            }
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int set = 0; set < SETS; ++set) {
+        const int at = (set * THREADS + threadIdx.x) * 4;
+        if (at >= p.group * D) break;
+        const float total = merge.row_total[at / D], inverse = total > 0.0f ? 1.0f / total : 0.0f;
+        *reinterpret_cast<uint2*>(out + at) = make_uint2(pack(sum[set].x * inverse, sum[set].y * inverse), pack(sum[set].z * inverse, sum[set].w * inverse));
     }
 }
 

@@ -3,7 +3,12 @@
 // (one's softmax beside the other's products), and each overlapping its own softmax with its previous PV.
 //
 // Packing, arguments and the list of tiles are those of paged_prefill.cu, but for tiles of 128 packed rows.
-// Grid: x = kv heads, y = tiles; block: 384; dynamic shared memory: 640 D 2 + 2,048 bytes (165,888 at D 128).
+// paged_prefill_sm90_d{64,128}: grid x = kv heads, y = tiles; dynamic shared memory 640 D 2 + 2,048 bytes (165,888 at D 128).
+// paged_prefill_sm90_all_d{64,128}: one more argument, the number of tiles; grid x = min(multiprocessors, tiles kv_heads), blocks work
+// through the list in turns, back and forth, loading the next tile's queries and keys during the last one's end; dynamic shared memory 768 D
+// 2 + 2,048 bytes (198,656 at D 128). Block: 384.
+// segment_attention_sm90_d64: segment_attention_d64's arguments (tiles of 128 rows) and the number of tiles; grid x = min(multiprocessors, tiles
+// heads); dynamic shared memory 100,352 bytes.
 //
 // Operations: 4 D per visible (query head, key) pair; floor = operations / tensor-core rate (about 990 TFLOP/s peak, 600 to 700 sustained).
 #include "warpgroup.cuh"
@@ -12,6 +17,13 @@ constexpr int ROWS = 128;  // Packed query rows of a block.
 constexpr int KEYS = 128;  // Keys of a step.
 constexpr int STAGES = 2;
 constexpr int GROUP_THREADS = 128;
+#ifndef PREFILL_TURNS
+#define PREFILL_TURNS 1  // Whether the consumers take turns at the tensor cores.
+#endif
+#ifndef PREFILL_MARGIN
+#define PREFILL_MARGIN 8.0f
+#endif
+constexpr float MARGIN = PREFILL_MARGIN;
 constexpr int THREADS = 3 * GROUP_THREADS;
 
 struct Problem {
@@ -25,6 +37,10 @@ struct Problem {
     bf16* out;
     int stride, kv_heads, group, page_shift;
     float scale;
+    int items;   // Tiles times kv heads, heads fastest.
+    bool turns;  // Whether blocks take several.
+    // Elements between rows. Without a table, key t of a sequence is row query_start + t, and every query sees them all.
+    int query_stride, key_stride, value_stride, out_stride;
 };
 
 #ifdef WARPGROUP_CODE
@@ -35,21 +51,57 @@ constexpr int INSIDE = 3;
 
 // What a block works on.
 struct Tile {
-    int sequence, first, start, rows, length, head, group, kv_heads;
-    __device__ int limit(int r) const {  // Keys that packed row r sees; 0 past the end.
-        return first + r < rows * group ? max(0, length - rows + (first + r) / group + 1) : 0;
+    int sequence, first, start, rows, length, head, group;
+    bool causal;
+    __device__ void read(const Problem& p, int item, int2 place) {
+        group = p.group;
+        causal = p.table != nullptr;
+        head = item % p.kv_heads;
+        sequence = place.x;
+        first = place.y;
+        const int inside = max(sequence, 0);
+        start = p.query_start[inside];
+        rows = sequence < 0 ? 0 : p.query_start[inside + 1] - start;
+        length = !causal ? rows : sequence < 0 ? 0 : p.context[inside];
     }
-    __device__ size_t place(int r) const {  // Head (counted over all rows) of packed row r.
+    __device__ int count() const { return min(rows * group - first, ROWS); }
+    __device__ int most() const { return count() > 0 ? limit(count() - 1) : 0; }
+    __device__ int steps() const { return (most() + KEYS - 1) / KEYS; }
+    __device__ int limit(int r) const {  // Keys that packed row r sees; 0 past the end.
+        if (first + r >= rows * group) return 0;
+        return causal ? max(0, length - rows + (first + r) / group + 1) : length;
+    }
+    __device__ size_t place(int r, int stride, int dim) const {  // Offset of packed row r.
         const int row = (first + r) / group;
-        return (size_t(start + row) * kv_heads + head) * group + (first + r - row * group);
+        return size_t(start + row) * stride + (head * group + first + r - row * group) * dim;
+    }
+};
+
+// The block's items, in turns: forth, then back, since the list is sorted by work. An item's place in the list is asked for one turn
+// before its tile is read, so that nothing waits for two loads in a row.
+struct Turns {
+    int turn = 0, item;
+    int2 place;
+    __device__ __forceinline__ void ask(const Problem& p) {
+        const int blocks = gridDim.x * gridDim.y, block = blockIdx.y * gridDim.x + blockIdx.x;
+        item = p.turns ? turn * blocks + (turn % 2 == 0 ? block : blocks - 1 - block) : turn == 0 ? block : p.items;
+        if (item < p.items) place = reinterpret_cast<const int2*>(p.tiles)[item / p.kv_heads];
+        ++turn;
+    }
+    // False, and no tile, after the last.
+    __device__ __forceinline__ bool take(const Problem& p, Tile& tile) {
+        if (item >= p.items) return false;
+        tile.read(p, item, place);
+        ask(p);
+        return true;
     }
 };
 
 struct Ring {  // Barriers of the stages of keys or values.
     unsigned full, empty;
-    __device__ unsigned full_at(int n) const { return full + (n % STAGES) * 8; }
-    __device__ unsigned empty_at(int n) const { return empty + (n % STAGES) * 8; }
-    static __device__ int parity(int n) { return (n / STAGES) & 1; }
+    __device__ unsigned full_at(unsigned n) const { return full + n % STAGES * 8; }
+    __device__ unsigned empty_at(unsigned n) const { return empty + n % STAGES * 8; }
+    static __device__ int parity(unsigned n) { return n / STAGES & 1; }
 };
 
 template <int D>
@@ -57,63 +109,81 @@ constexpr int tile_bytes() {
     return KEYS * D * 2;
 }
 
-template <int D>
-__device__ void produce(const Problem& p, const Tile& tile, int most, int steps, unsigned key_tiles, unsigned value_tiles, Ring key_ring,
-                        Ring value_ring) {
-    constexpr int UNITS = D / 8, KEYS_AT_ONCE = 32 / UNITS;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int* pages = p.table + size_t(tile.sequence) * p.stride;
-    // Pool row of key `lane` of this warp's 32 keys of a step, -1 past the end.
-    auto look_up = [&](int n) {
-        const int key = (steps - 1 - n) * KEYS + warp * 32 + lane;
-        if (n >= steps || key >= most) return -1;
-        return (pages[key >> p.page_shift] << p.page_shift) + (key & ((1 << p.page_shift) - 1));
-    };
-    unsigned owed = 0;  // Barrier of the last copies, not yet signalled.
-    auto settle = [&]() {
-        if (owed != 0) {
-            publish();
-            barrier_arrive(owed);
-        }
-    };
-    auto fill = [&](const bf16* pool, unsigned tiles, const Ring& ring, int n, int row) {
-        if (!barrier_passed(ring.empty_at(n), Ring::parity(n) ^ 1)) {
-            copy_wait<0>();  // Consumers may need the last copies to go on.
-            settle();
-            owed = 0;
-            barrier_wait(ring.empty_at(n), Ring::parity(n) ^ 1);
-        }
-        const unsigned to = tiles + (n % STAGES) * tile_bytes<D>();
-#pragma unroll 4
-        for (int j = 0; j < 32 / KEYS_AT_ONCE; ++j) {
-            const int key = j * KEYS_AT_ONCE + lane / UNITS, unit = lane % UNITS;
-            const int from = __shfl_sync(0xffffffffu, row, key);
-            copy_16(swizzled(to, KEYS, warp * 32 + key, unit), pool + (size_t(max(from, 0)) * p.kv_heads + tile.head) * D + unit * 8, from >= 0);
-        }
-        copy_commit();
-        copy_wait<1>();
-        settle();
-        owed = ring.full_at(n);
-    };
-    int row = look_up(0), next = look_up(1);
-    fill(p.keys, key_tiles, key_ring, 0, row);
-#pragma unroll 1
-    for (int n = 0; n < steps; ++n) {
-        const int later = look_up(n + 2);
-        if (n + 1 < steps) fill(p.keys, key_tiles, key_ring, n + 1, next);
-        fill(p.values, value_tiles, value_ring, n, row);
-        row = next;
-        next = later;
+// Copies a warp's 32 keys of a step, four rows of 128 bytes at once; `row` is the pool row of key `lane`, -1 for zeros (only if TAIL), `from`
+// this lane's 16 bytes of pool row 0, `places` where they go in even and in odd fours of rows.
+template <int D, bool TAIL>
+__device__ __forceinline__ void copy_keys(const char* from, int stride, unsigned to, const unsigned (&places)[2], int row) {
+#pragma unroll
+    for (int four = 0; four < 8; ++four) {
+        const int own = __shfl_sync(0xffffffffu, row, four * 4 + threadIdx.x % 32 / 8);
+        const char* at = from + static_cast<long long>(TAIL ? max(own, 0) : own) * stride;
+#pragma unroll
+        for (int block = 0; block < D / 64; ++block)
+            copy_16(to + places[four % 2] + four / 2 * SWIZZLE_GROUP + block * KEYS * SWIZZLE_ROW, at + block * SWIZZLE_ROW, !TAIL || own >= 0);
     }
-    copy_wait<0>();
-    settle();
 }
 
-// Online softmax of a warpgroup's scores; rows lane / 4 and + 8 of each warp.
+// Only the first step of a tile, the one with the last keys, has keys past the end.
+template <int D>
+__device__ void produce(const Problem& p, unsigned key_tiles, unsigned value_tiles, Ring key_ring, Ring value_ring) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const unsigned places[2] = {swizzled(0, KEYS, warp * 32 + lane / 8, lane % 8), swizzled(0, KEYS, warp * 32 + 4 + lane / 8, lane % 8)};
+    // Pool row of key `lane` of this warp's 32 keys of step n of a tile, -1 past the end.
+    auto look_up = [&](const Tile& tile, int n) {
+        const int most = tile.most(), steps = (most + KEYS - 1) / KEYS, key = (steps - 1 - n) * KEYS + warp * 32 + lane;
+        if (n >= steps || key >= most) return -1;
+        if (p.table == nullptr) return tile.start + key;
+        const int page = p.table[size_t(tile.sequence) * p.stride + (key >> p.page_shift)];
+        return (page << p.page_shift) + (key & ((1 << p.page_shift) - 1));
+    };
+    Turns turns;
+    turns.ask(p);
+    Tile coming;
+    bool more = turns.take(p, coming);
+    int row = more ? look_up(coming, 0) : -1, next = more ? look_up(coming, 1) : -1;
+    unsigned done = 0;  // Steps of earlier tiles.
+#pragma unroll 1
+    while (more) {
+        const Tile tile = coming;
+        more = turns.take(p, coming);
+        const int steps = tile.steps();
+        const char* keys = reinterpret_cast<const char*>(p.keys + tile.head * D + lane % 8 * 8);
+        const char* values = reinterpret_cast<const char*>(p.values + tile.head * D + lane % 8 * 8);
+        auto fill = [&](const char* from, int stride, unsigned tiles, const Ring& ring, int n, int row) {
+            barrier_wait(ring.empty_at(done + n), Ring::parity(done + n) ^ 1);
+            const unsigned to = tiles + (done + n) % STAGES * tile_bytes<D>();
+            if (n == 0) {
+                copy_keys<D, true>(from, 2 * stride, to, places, row);
+            } else {
+                copy_keys<D, false>(from, 2 * stride, to, places, row);
+            }
+            barrier_arrive_after_copies(ring.full_at(done + n));
+        };
+        if (steps > 0) fill(keys, p.key_stride, key_tiles, key_ring, 0, row);
+#pragma unroll 1
+        for (int n = 0; n + 1 < steps; ++n) {
+            const int later = look_up(tile, n + 2);
+            fill(keys, p.key_stride, key_tiles, key_ring, n + 1, next);
+            fill(values, p.value_stride, value_tiles, value_ring, n, row);
+            row = next;
+            next = later;
+        }
+        const int last = row;
+        row = more ? look_up(coming, 0) : -1;
+        next = more ? look_up(coming, 1) : -1;
+        if (steps > 0) fill(values, p.value_stride, value_tiles, value_ring, steps - 1, last);
+        done += steps;
+    }
+    copy_wait<0>();
+}
+
+// Online softmax of a warpgroup's scores; rows lane / 4 and + 8 of each warp. The base of the powers is a row's highest score at some step: it moves
+// only where a score lies more than MARGIN powers of two above it, so that the output's sums are rarely scaled; sums stay below 2^MARGIN keys.
 struct Softmax {
     float highest[2] = {-INFINITY, -INFINITY};
     float total[2] = {};
     float shrink[2];
+    bool moved;  // Of any row of the warp.
     __device__ __forceinline__ void hide(float (&score)[64], int first_key, const int (&limits)[2]) const {
 #pragma unroll
         for (int i = 0; i < 64; ++i) {
@@ -122,14 +192,17 @@ struct Softmax {
         }
     }
     __device__ __forceinline__ void step(float (&score)[64], float scale) {
+        bool moves[2];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             float now = highest[half];
 #pragma unroll
             for (int i = 0; i < 16; ++i) now = fmaxf(now, fmaxf(score[4 * i + 2 * half], score[4 * i + 2 * half + 1]));
             now = quad_max(now);
+            moves[half] = (now - highest[half]) * scale > MARGIN;  // False of two infinities.
+            if (!moves[half]) now = highest[half];
             const float base = now == -INFINITY ? 0.0f : now * scale;
-            shrink[half] = power_of_two(highest[half] * scale - base);
+            shrink[half] = moves[half] ? power_of_two(highest[half] * scale - base) : 1.0f;
             highest[half] = now;
             float add = 0.0f;
 #pragma unroll
@@ -142,6 +215,7 @@ struct Softmax {
                 }
             total[half] = total[half] * shrink[half] + add;
         }
+        moved = __any_sync(0xffffffffu, moves[0] || moves[1]);
     }
 };
 
@@ -151,117 +225,157 @@ __device__ __forceinline__ void pack_all(const float (&score)[64], unsigned (&pr
 }
 
 template <int D>
-__device__ void consume(const Problem& p, const Tile& tile, int steps, int least, unsigned query_tile, unsigned key_tiles, unsigned value_tiles,
-                        Ring key_ring, Ring value_ring) {
+__device__ __forceinline__ void ask_for_queries(const Problem& p, const Tile& tile, int self, unsigned query_tile) {
     constexpr int UNITS = D / 8;
-    const int self = threadIdx.x / GROUP_THREADS - 1, lane = threadIdx.x % 32, warp = threadIdx.x % GROUP_THREADS / 32;
     for (int i = threadIdx.x % GROUP_THREADS; i < 64 * UNITS; i += GROUP_THREADS) {
         const int r = self * 64 + i / UNITS;
         const bool valid = tile.first + r < tile.rows * tile.group;
-        copy_16(swizzled(query_tile, ROWS, r, i % UNITS), p.q + (valid ? tile.place(r) : 0) * D + i % UNITS * 8, valid);
+        copy_16(swizzled(query_tile, ROWS, r, i % UNITS), p.q + (valid ? tile.place(r, p.query_stride, D) : 0) + i % UNITS * 8, valid);
     }
     copy_commit();
-    copy_wait<0>();
-    publish();
-    named_sync(INSIDE + self, GROUP_THREADS);
-    if (self == 1) named_arrive(TURN, 2 * GROUP_THREADS);
+}
 
+template <int D>
+__device__ void consume(const Problem& p, unsigned query_tiles, unsigned key_tiles, unsigned value_tiles, Ring key_ring, Ring value_ring) {
+    constexpr int UNITS = D / 8, QUERY_BYTES = ROWS * D * 2;
+    const int self = __shfl_sync(0xffffffffu, threadIdx.x / GROUP_THREADS - 1, 0), lane = threadIdx.x % 32, warp = threadIdx.x % GROUP_THREADS / 32;
     const int row = self * 64 + warp * 16 + lane / 4;
-    const int limits[2] = {tile.limit(row), tile.limit(row + 8)};
     const float scale = p.scale * LOG2_E;
+    if (self == 1) named_arrive(TURN, 2 * GROUP_THREADS);
     float score[64], sum[D / 2];
-    unsigned probability[32];
-    Softmax softmax;
-    auto scores = [&](int n) {
-        const unsigned keys = key_tiles + (n % STAGES) * tile_bytes<D>();
+    unsigned probability[32], query_tile = query_tiles;
+    const unsigned first_query = operand_low(query_tiles + self * 64 * SWIZZLE_ROW, 16);
+    const unsigned first_key = operand_low(key_tiles, 16), first_value = operand_low(value_tiles, KEYS * SWIZZLE_ROW);
+    unsigned query = first_query;
+    auto scores = [&](unsigned n) {
+        const unsigned keys = first_key + n % STAGES * (tile_bytes<D>() / 16);
 #pragma unroll
         for (int k = 0; k < D / 16; ++k) {
-            const unsigned inside = (k % 4) * 32, block = k / 4;
-            wgmma_128(score, operand(query_tile + block * ROWS * SWIZZLE_ROW + self * 64 * SWIZZLE_ROW + inside, 16),
-                      operand(keys + block * KEYS * SWIZZLE_ROW + inside, 16), k > 0);
+            const int block = k / 4 * SWIZZLE_ROW / 16, inside = k % 4 * 2;
+            wgmma_128(score, operand(query + block * ROWS + inside), operand(keys + block * KEYS + inside), k > 0);
         }
+        wgmma_commit();
     };
-    auto weigh = [&](int n, bool add) {
-        const unsigned values = value_tiles + (n % STAGES) * tile_bytes<D>();
+    auto weigh = [&](unsigned n) {
+        const unsigned values = first_value + n % STAGES * (tile_bytes<D>() / 16);
 #pragma unroll
-        for (int k = 0; k < KEYS / 16; ++k)
-            wgmma_rows(sum, &probability[4 * k], operand(values + k * 16 * SWIZZLE_ROW, KEYS * SWIZZLE_ROW), add || k > 0);
+        for (int k = 0; k < KEYS / 16; ++k) wgmma_rows(sum, &probability[4 * k], operand(values + k * 16 * SWIZZLE_ROW / 16), true);
+        wgmma_commit();
+    };
+    auto await = [&](unsigned barrier, int parity) {
+        barrier_wait(barrier, parity);
+        publish();
     };
     auto release = [&](unsigned barrier) {
         if (lane == 0) barrier_arrive(barrier);
     };
-    if (steps > 0) {
-        barrier_wait(key_ring.full_at(0), 0);
-        wgmma_fence();
-        scores(0);
-        wgmma_commit();
-        wgmma_wait<0>();
-        release(key_ring.empty_at(0));
-        if (steps * KEYS > least) softmax.hide(score, (steps - 1) * KEYS, limits);
-        softmax.step(score, scale);
-        pack_all(score, probability);
-    }
-#pragma unroll
-    for (int i = 0; i < D / 2; ++i) sum[i] = 0.0f;
+    Turns turns;
+    turns.ask(p);
+    Tile coming;
+    bool more = turns.take(p, coming);
+    if (more) ask_for_queries<D>(p, coming, self, query_tile);
+    unsigned done = 0;
 #pragma unroll 1
-    for (int n = 1; n < steps; ++n) {
-        barrier_wait(key_ring.full_at(n), Ring::parity(n));
-        named_sync(TURN + self, 2 * GROUP_THREADS);
-        wgmma_fence();
-        scores(n);
-        wgmma_commit();
-        barrier_wait(value_ring.full_at(n - 1), Ring::parity(n - 1));
-        weigh(n - 1, true);
-        wgmma_commit();
-        named_arrive(TURN + 1 - self, 2 * GROUP_THREADS);
-        wgmma_wait<1>();
-        release(key_ring.empty_at(n));
-        if ((steps - n) * KEYS > least) softmax.hide(score, (steps - 1 - n) * KEYS, limits);
-        softmax.step(score, scale);
-        wgmma_wait<0>();
-        release(value_ring.empty_at(n - 1));
+    for (unsigned turn = 1; more; ++turn) {
+        const Tile tile = coming;
+        more = turns.take(p, coming);
+        const unsigned other = query_tiles + turn % 2 * QUERY_BYTES;
+        const int steps = tile.steps(), least = tile.limit(0), limits[2] = {tile.limit(row), tile.limit(row + 8)};
+        Softmax softmax;
 #pragma unroll
-        for (int i = 0; i < D / 2; ++i) sum[i] *= softmax.shrink[(i / 2) % 2];
-        pack_all(score, probability);
-    }
-    if (steps > 0) {
-        barrier_wait(value_ring.full_at(steps - 1), Ring::parity(steps - 1));
-        wgmma_fence();
-        weigh(steps - 1, true);
-        wgmma_commit();
-        wgmma_wait<0>();
-    }
-    // Through the place of the queries, for whole 16-byte stores.
-    named_sync(INSIDE + self, GROUP_THREADS);
+        for (int i = 0; i < D / 2; ++i) sum[i] = 0.0f;
+        copy_wait<0>();
+        publish();
+        named_sync(INSIDE + self, GROUP_THREADS);  // Also: the last tile's output has left the other place of queries.
+        if (steps > 0) {
+            await(key_ring.full_at(done), Ring::parity(done));
+            wgmma_fence();
+            scores(done);
+            if (more) ask_for_queries<D>(p, coming, self, other);
+            wgmma_wait<0>();
+            hold(score);
+            release(key_ring.empty_at(done));
+            if (steps * KEYS > least) softmax.hide(score, (steps - 1) * KEYS, limits);
+            softmax.step(score, scale);
+            pack_all(score, probability);
+#pragma unroll 1
+            for (int n = 1; n < steps; ++n) {
+                const unsigned now = done + n, before = now - 1;
+                await(key_ring.full_at(now), Ring::parity(now));
+#if PREFILL_TURNS
+                named_sync(TURN + self, 2 * GROUP_THREADS);
+#endif
+                wgmma_fence();
+                scores(now);
+                await(value_ring.full_at(before), Ring::parity(before));
+                weigh(before);
+#if PREFILL_TURNS
+                named_arrive(TURN + 1 - self, 2 * GROUP_THREADS);
+#endif
+                wgmma_wait<1>();
+                hold(score);
+                release(key_ring.empty_at(now));
+                if ((steps - n) * KEYS > least) softmax.hide(score, (steps - 1 - n) * KEYS, limits);
+                softmax.step(score, scale);
+                hold(score);
+                // A branch, so that the compiler leaves the wait for the sums behind the powers.
+                if (softmax.moved) {
+                    wgmma_wait<0>();
+                    hold(sum);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const float whole = quad_sum(softmax.total[half]), inverse = whole > 0.0f ? 1.0f / whole : 0.0f;
-#pragma unroll
-        for (int n = 0; n < D / 8; ++n) {
-            const unsigned to = swizzled(query_tile, ROWS, row + 8 * half, n) + (lane % 4) * 4;
-            asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(pack(sum[4 * n + 2 * half] * inverse, sum[4 * n + 2 * half + 1] * inverse))
-                         : "memory");
+                    for (int i = 0; i < D / 2; ++i) sum[i] *= softmax.shrink[(i / 2) % 2];
+                }
+                wgmma_wait<0>();
+                hold(sum);
+                release(value_ring.empty_at(before));
+                pack_all(score, probability);
+            }
+            const unsigned last = done + steps - 1;
+            await(value_ring.full_at(last), Ring::parity(last));
+            wgmma_fence();
+            weigh(last);
+            wgmma_wait<0>();
+            hold(sum);
+            release(value_ring.empty_at(last));
+        } else if (more) {
+            ask_for_queries<D>(p, coming, self, other);
         }
-    }
-    __syncwarp();
-    for (int i = lane; i < 16 * UNITS; i += 32) {
-        const int r = self * 64 + warp * 16 + i / UNITS;
-        if (tile.first + r >= tile.rows * tile.group) break;
-        uint4 v;
-        asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                     : "r"(swizzled(query_tile, ROWS, r, i % UNITS))
-                     : "memory");
-        *reinterpret_cast<uint4*>(p.out + tile.place(r) * D + i % UNITS * 8) = v;
+        done += steps;
+        // Through the place of the queries, for whole 16-byte stores: every warp its own rows, which both products have read.
+        named_sync(INSIDE + self, GROUP_THREADS);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const float whole = quad_sum(softmax.total[half]), inverse = whole > 0.0f ? 1.0f / whole : 0.0f;
+#pragma unroll
+            for (int n = 0; n < D / 8; ++n) {
+                const unsigned to = swizzled(query_tile, ROWS, row + 8 * half, n) + (lane % 4) * 4;
+                asm volatile("st.shared.u32 [%0], %1;" ::"r"(to),
+                             "r"(pack(sum[4 * n + 2 * half] * inverse, sum[4 * n + 2 * half + 1] * inverse))
+                             : "memory");
+            }
+        }
+        __syncwarp();
+        for (int i = lane; i < 16 * UNITS; i += 32) {
+            const int r = self * 64 + warp * 16 + i / UNITS;
+            if (tile.first + r >= tile.rows * tile.group) break;
+            uint4 v;
+            asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                         : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                         : "r"(swizzled(query_tile, ROWS, r, i % UNITS))
+                         : "memory");
+            *reinterpret_cast<uint4*>(p.out + tile.place(r, p.out_stride, D) + i % UNITS * 8) = v;
+        }
+        query_tile = other;
+        query = first_query + turn % 2 * (QUERY_BYTES / 16);
     }
 }
 
 template <int D>
 __device__ void prefill(const Problem& p) {
     extern __shared__ unsigned char raw[];
-    const unsigned base = (shared_address(raw) + 1023) & ~1023u;
-    const unsigned query_tile = base, key_tiles = query_tile + ROWS * D * 2, value_tiles = key_tiles + STAGES * tile_bytes<D>();
-    const unsigned barriers = value_tiles + STAGES * tile_bytes<D>();
+    const unsigned key_tiles = (shared_address(raw) + 1023) & ~1023u, value_tiles = key_tiles + STAGES * tile_bytes<D>();
+    const unsigned query_tiles = value_tiles + STAGES * tile_bytes<D>();
+    const unsigned barriers = query_tiles + (p.turns ? 2 : 1) * ROWS * D * 2;
     const Ring key_ring{barriers, barriers + 8 * STAGES}, value_ring{barriers + 16 * STAGES, barriers + 24 * STAGES};
     if (threadIdx.x == 0) {
         for (int n = 0; n < STAGES; ++n) {
@@ -275,24 +389,12 @@ __device__ void prefill(const Problem& p) {
     __syncthreads();
     wait_for_previous();
     release_next();
-    Tile tile;
-    tile.sequence = p.tiles[2 * blockIdx.y];
-    if (tile.sequence < 0) return;
-    tile.first = p.tiles[2 * blockIdx.y + 1];
-    tile.start = p.query_start[tile.sequence];
-    tile.rows = p.query_start[tile.sequence + 1] - tile.start;
-    tile.length = p.context[tile.sequence];
-    tile.head = blockIdx.x;
-    tile.group = p.group;
-    tile.kv_heads = p.kv_heads;
-    const int last = min(tile.rows * tile.group - tile.first, ROWS) - 1;
-    const int most = last >= 0 ? tile.limit(last) : 0, least = tile.limit(0), steps = (most + KEYS - 1) / KEYS;
     if (threadIdx.x < GROUP_THREADS) {
         give_registers<40>();
-        if (steps > 0) produce<D>(p, tile, most, steps, key_tiles, value_tiles, key_ring, value_ring);
+        produce<D>(p, key_tiles, value_tiles, key_ring, value_ring);
     } else {
         take_registers<232>();
-        consume<D>(p, tile, steps, least, query_tile, key_tiles, value_tiles, key_ring, value_ring);
+        consume<D>(p, query_tiles, key_tiles, value_tiles, key_ring, value_ring);
     }
 }
 #else
@@ -306,8 +408,28 @@ __device__ void prefill(const Problem&) {
     extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                                      \
         NAME(const bf16* q, const bf16* keys, const bf16* values, const int* table, const int* context, const int* query_start,   \
              const int* tiles, bf16* out, int stride, int kv_heads, int group, int page_shift, float scale) {                     \
-        prefill<D>(Problem{q, keys, values, table, context, query_start, tiles, out, stride, kv_heads, group, page_shift, scale}); \
+        const int row = kv_heads * D;                                                                                             \
+        prefill<D>(Problem{q, keys, values, table, context, query_start, tiles, out, stride, kv_heads, group, page_shift, scale,   \
+                           int(gridDim.x * gridDim.y), false, row * group, row, row, row * group});                               \
+    }
+#define ENTRY_ALL(NAME, D)                                                                                                        \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                                      \
+        NAME(const bf16* q, const bf16* keys, const bf16* values, const int* table, const int* context, const int* query_start,   \
+             const int* tiles, bf16* out, int stride, int kv_heads, int group, int page_shift, float scale, int count) {          \
+        const int row = kv_heads * D;                                                                                             \
+        prefill<D>(Problem{q, keys, values, table, context, query_start, tiles, out, stride, kv_heads, group, page_shift, scale,   \
+                           count * kv_heads, true, row * group, row, row, row * group});                                          \
     }
 
 ENTRY(paged_prefill_sm90_d64, 64)
 ENTRY(paged_prefill_sm90_d128, 128)
+ENTRY_ALL(paged_prefill_sm90_all_d64, 64)
+ENTRY_ALL(paged_prefill_sm90_all_d128, 128)
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    segment_attention_sm90_d64(const bf16* rotated, const bf16* qkv, const int* start, const int* tiles, bf16* out, int heads, float scale,
+                               int count) {
+    const int width = heads * 64;
+    prefill<64>(Problem{rotated, rotated + width, qkv + 2 * width, nullptr, nullptr, start, tiles, out, 0, heads, 1, 0, scale, count * heads, true,
+                        2 * width, 2 * width, 3 * width, width});
+}

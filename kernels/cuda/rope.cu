@@ -32,8 +32,8 @@ constexpr int PAIRS = 4;
 
 // qkv [tokens, (heads + 2 kv_heads) head_dim] -> q_out [tokens, heads head_dim]; keys and values to page row `slots[token]`
 // (block x block_tokens + row) of pools [.., kv_heads, head_dim]; a slot of -1 is a padded token, whose key is not kept.
-// One warp a head. Grid: x = token, y over heads; block = 32 x warps.
-extern "C" __global__ void qkv_norm_rope_cache_write(const bf16* qkv, const bf16* q_norm, const bf16* k_norm,
+// Any even head_dim up to 256: one warp a head. Grid: x = token, y over heads; block = 32 x warps.
+extern "C" __global__ void qkv_norm_rope_cache_write_any(const bf16* qkv, const bf16* q_norm, const bf16* k_norm,
                                                      const bf16* cosines, const bf16* sines, const int* slots, bf16* q_out,
                                                      bf16* keys, bf16* values, int heads, int kv_heads, int head_dim,
                                                      float eps) {
@@ -79,3 +79,58 @@ extern "C" __global__ void qkv_norm_rope_cache_write(const bf16* qkv, const bf16
         }
     }
 }
+
+// The same for heads of 16 LANES elements, 16 bytes at a time: LANES lanes a head, each with eight neighbouring pairs.
+// Grid: x = token; block = LANES x (heads + 2 kv_heads), rounded up to whole warps. Bytes: 4 (heads + 2 kv_heads) head_dim a token.
+template <int LANES>
+__device__ void norm_rope_write(const bf16* qkv, const bf16* q_norm, const bf16* k_norm, const bf16* cosines, const bf16* sines,
+                                const int* slots, bf16* q_out, bf16* keys, bf16* values, int heads, int kv_heads, float eps) {
+    constexpr int HALF = VECTOR * LANES, DIM = 2 * HALF;
+    release_next();
+    const int token = blockIdx.x, at = threadIdx.x % LANES * VECTOR, all = heads + 2 * kv_heads;
+    const int head = threadIdx.x / LANES;
+    const bool is_query = head < heads, is_value = head >= heads + kv_heads;
+    const bf16* source = qkv + (size_t(token) * all + min(head, all - 1)) * DIM;
+    wait_for_previous();
+    const Vector low = load(source + at), high = load(source + HALF + at);
+    const int slot = slots[token];
+    float sum = 0.0f;
+#pragma unroll
+    for (int e = 0; e < VECTOR; ++e) sum += widen(low.at[e]) * widen(low.at[e]) + widen(high.at[e]) * widen(high.at[e]);
+#pragma unroll
+    for (int distance = LANES / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+    if (head >= all || (!is_query && slot < 0)) return;
+    const size_t place = (size_t(slot) * kv_heads + (is_value ? head - heads - kv_heads : head - heads)) * DIM;
+    if (is_value) {
+        store(values + place + at, low);
+        store(values + place + HALF + at, high);
+        return;
+    }
+    const bf16* weight = is_query ? q_norm : k_norm;
+    bf16* target = is_query ? q_out + (size_t(token) * heads + head) * DIM : keys + place;
+    const Vector weight_low = load(weight + at), weight_high = load(weight + HALF + at);
+    const Vector cosine = load(cosines + size_t(token) * HALF + at), sine = load(sines + size_t(token) * HALF + at);
+    const float scale = rsqrtf(sum / DIM + eps);
+    Vector out_low, out_high;
+#pragma unroll
+    for (int e = 0; e < VECTOR; ++e) {
+        const float x = rounded(widen(weight_low.at[e]) * rounded(widen(low.at[e]) * scale));
+        const float y = rounded(widen(weight_high.at[e]) * rounded(widen(high.at[e]) * scale));
+        const float c = widen(cosine.at[e]), s = widen(sine.at[e]);
+        out_low.at[e] = narrow(rounded(x * c) - rounded(y * s));
+        out_high.at[e] = narrow(rounded(y * c) + rounded(x * s));
+    }
+    store(target + at, out_low);
+    store(target + HALF + at, out_high);
+}
+
+#define ENTRY(NAME, LANES)                                                                                                      \
+    extern "C" __global__ void NAME(const bf16* qkv, const bf16* q_norm, const bf16* k_norm, const bf16* cosines,             \
+                                    const bf16* sines, const int* slots, bf16* q_out, bf16* keys, bf16* values, int heads,    \
+                                    int kv_heads, float eps) {                                                                \
+        norm_rope_write<LANES>(qkv, q_norm, k_norm, cosines, sines, slots, q_out, keys, values, heads, kv_heads, eps);        \
+    }
+
+ENTRY(qkv_norm_rope_cache_write_d64, 4)
+ENTRY(qkv_norm_rope_cache_write_d128, 8)
+ENTRY(qkv_norm_rope_cache_write_d256, 16)

@@ -9,7 +9,8 @@
 // does not depend on how many rows there are, nor on the variant (_r1 or _r2).
 //
 // Grid: x = min(tiles, blocks resident at once: 2 a multiprocessor), where tiles = ceil(n / (16 R)), for the gated form
-// ceil(n / 32); block: 256. Dynamic shared memory: 98,304 + 4,096 R B 2 bytes (R row blocks, B = batches of 8 rows).
+// ceil(n / 32); block: 256. Dynamic shared memory: 98,304 + 8,192 min(R B, 2) bytes (R row blocks, B =
+// batches of 8 rows).
 // Arguments: x [m, k], w [n, k], bias [n] or null, y [m, n]; k a multiple of 8. Gated: w is gate rows then up rows, y [m, n / 2] =
 // round(round(silu(gate)) up), gate and up rounded first, no bias.
 // Entries: skinny_linear_r{1,2}_b{1,2}, skinny_swiglu_b{1,2}: b1 for m <= 8, b2 for m <= 16; r2 halves the reads of x where n is large.
@@ -23,6 +24,11 @@ constexpr int THREADS = 32 * WARPS;
 constexpr int SPAN = 64;  // Inputs of a step: one 128-byte line of each weight row.
 #ifndef SKINNY_STAGES
 #define SKINNY_STAGES 6
+#endif
+// Steps that x is asked for ahead of its use, together: a loaded L2 answers later than a step takes, and loads that come one by one
+// share a scoreboard, so that waiting for the oldest would wait for the youngest.
+#ifndef SKINNY_DEPTH
+#define SKINNY_DEPTH 2
 #endif
 
 // Weights are read once: they must not push what is reused out of the L2.
@@ -49,8 +55,9 @@ __device__ void skinny(const bf16* x, const bf16* w, const bf16* bias, bf16* y, 
     constexpr int STAGES = SKINNY_STAGES / R;
     constexpr int LOADS = 4 * R;
     constexpr int COLUMNS = 8 * BATCH;
+    constexpr int PARITIES = R * BATCH < 4 ? 2 : 1;  // Of the sums: two of the largest would not leave room for two blocks.
     static_assert(!GATED || R == 2, "a gate block and an up block");
-    float* sums = reinterpret_cast<float*>(shared + STAGES * LOADS * THREADS * 16);  // [2][WARPS][16 R][COLUMNS]
+    float* sums = reinterpret_cast<float*>(shared + STAGES * LOADS * THREADS * 16);  // [PARITIES][WARPS][16 R][COLUMNS]
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int outputs = GATED ? n / 2 : n;
     const int tile_rows = GATED ? 16 : 16 * R;
@@ -104,15 +111,13 @@ __device__ void skinny(const bf16* x, const bf16* w, const bf16* bias, bf16* y, 
             }
         next_step = next_step + 1 == steps ? 0 : next_step + 1;
     };
-    uint4 input[BATCH][2], coming[BATCH][2];
-    fetch(coming);
+    constexpr int DEPTH = SKINNY_DEPTH / (BATCH * R) > 0 ? SKINNY_DEPTH / (BATCH * R) : 1;  // As many as registers hold.
+    uint4 inputs[DEPTH][BATCH][2], coming[DEPTH][BATCH][2];
+#pragma unroll
+    for (int u = 0; u < DEPTH; ++u) fetch(coming[u]);
     float sum[R][BATCH][4] = {};
     int step = 0, tile = blockIdx.x, stage = 0, parity = 0;
-#pragma unroll 1
-    for (int item = 0; item < items; ++item) {
-#pragma unroll
-        for (int b = 0; b < BATCH; ++b) input[b][0] = coming[b][0], input[b][1] = coming[b][1];
-        fetch(coming);
+    auto consume = [&](int item, const uint4 (&input)[BATCH][2]) {
         copy_wait<STAGES - 2>();
         const unsigned from = ring + stage * (LOADS * THREADS * 16);
 #pragma unroll
@@ -130,7 +135,7 @@ __device__ void skinny(const bf16* x, const bf16* w, const bf16* bias, bf16* y, 
         if (item + STAGES - 1 < items) request();
         copy_commit();
         stage = stage + 1 == STAGES ? 0 : stage + 1;
-        if (++step < steps) continue;
+        if (++step < steps) return;
         step = 0;
         float* mine = sums + (parity * WARPS + warp) * 16 * R * COLUMNS;
 #pragma unroll
@@ -161,8 +166,22 @@ __device__ void skinny(const bf16* x, const bf16* w, const bf16* bias, bf16* y, 
             }
             y[size_t(column) * outputs + output] = narrow(value);
         }
-        parity ^= 1;
+        parity = PARITIES - 1 - parity;
+        if (PARITIES == 1) __syncthreads();
         tile += gridDim.x;
+    };
+#pragma unroll 1
+    for (int item = 0; item < items; item += DEPTH) {
+#pragma unroll
+        for (int u = 0; u < DEPTH; ++u)
+#pragma unroll
+            for (int b = 0; b < BATCH; ++b) inputs[u][b][0] = coming[u][b][0], inputs[u][b][1] = coming[u][b][1];
+#pragma unroll
+        for (int u = 0; u < DEPTH; ++u) fetch(coming[u]);
+#pragma unroll
+        for (int u = 0; u < DEPTH; ++u) {
+            if (item + u < items) consume(item + u, inputs[u]);
+        }
     }
 }
 

@@ -57,6 +57,30 @@ pub struct StepInputs {
     pub replayable: bool,
 }
 
+impl StepInputs {
+    /// The sequences that `logit_rows` are of, and how many rows each has there: all that a last layer computes beyond keys and
+    /// values. `None` if that is every row, or if a sequence's rows are not its last ones.
+    pub fn tail(&self) -> Option<Vec<(usize, u32)>> {
+        if self.logit_rows.len() >= self.ids.len() {
+            return None;
+        }
+        let mut tail = Vec::new();
+        let mut wanted = self.logit_rows.as_slice();
+        for (sequence, extent) in self.ragged.query_start.windows(2).enumerate() {
+            let (own, rest) = wanted.split_at(wanted.iter().take_while(|row| **row < extent[1]).count());
+            let count = own.len() as u32;
+            if count > extent[1] - extent[0] || own.iter().copied().ne(extent[1] - count..extent[1]) {
+                return None;
+            }
+            wanted = rest;
+            if count > 0 {
+                tail.push((sequence, count));
+            }
+        }
+        wanted.is_empty().then_some(tail)
+    }
+}
+
 /// How one row's token is drawn: temperature, top-k, top-p and min-p, in this order, then by `uniform` in order of id.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[repr(C)]
@@ -89,6 +113,8 @@ pub struct Staged<B: Backend> {
     pub batch: B::Batch,
     /// Rows whose logits are wanted.
     pub logit_rows: B::Indices,
+    /// The batch that those rows are by themselves ([`StepInputs::tail`]); `None` where the whole batch has to be computed.
+    pub tail: Option<B::Batch>,
 }
 
 /// A model's forward pass over a staged step: gives logits `[logit_rows, V]`.

@@ -62,3 +62,51 @@ pub(crate) fn places(batch: &Ragged, block_tokens: usize) -> Vec<(usize, usize)>
     }
     places
 }
+
+/// The batch of the last `rows` query rows of each of these `(sequence, rows)`.
+pub(crate) fn part(batch: &Ragged, sequences: &[(usize, u32)]) -> Ragged {
+    let mut part = Ragged { query_start: vec![0], ..Ragged::default() };
+    let mut end = 0;
+    for &(sequence, rows) in sequences {
+        end += rows;
+        part.query_start.push(end);
+        part.context.push(batch.context[sequence]);
+        part.blocks.push(batch.blocks[sequence].clone());
+    }
+    part
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::StepInputs;
+
+    fn tail(query_start: &[u32], logit_rows: &[u32]) -> Option<Vec<(usize, u32)>> {
+        let ids = vec![0; *query_start.last().unwrap() as usize];
+        let ragged = Ragged { query_start: query_start.to_vec(), ..Ragged::default() };
+        StepInputs { ids, ragged, logit_rows: logit_rows.to_vec(), ..StepInputs::default() }.tail()
+    }
+
+    #[test]
+    fn a_tail_is_the_last_rows_of_some_sequences() {
+        assert_eq!(tail(&[0, 4, 5, 9], &[3, 4]), Some(vec![(0, 1), (1, 1)]));
+        assert_eq!(tail(&[0, 4, 5, 9], &[7, 8]), Some(vec![(2, 2)]));
+        assert_eq!(tail(&[0, 4, 5, 9], &[]), Some(vec![]));
+        assert_eq!(tail(&[0, 2], &[0, 1]), None, "every row");
+        assert_eq!(tail(&[0, 4, 5, 9], &[2, 4]), None, "not the last of its sequence");
+        assert_eq!(tail(&[0, 4, 5, 9], &[8, 4]), None, "not in order");
+        assert_eq!(tail(&[0, 4], &[9]), None, "no such row");
+    }
+
+    #[test]
+    fn a_part_keeps_contexts_and_tables() {
+        let batch = Ragged {
+            query_start: vec![0, 4, 5, 9],
+            context: vec![7, 20, 4],
+            blocks: vec![vec![1], vec![2, 3], vec![4]],
+        };
+        let part = part(&batch, &[(0, 1), (2, 3)]);
+        assert_eq!((part.query_start, part.context), (vec![0, 1, 4], vec![7, 4]));
+        assert_eq!(part.blocks, [vec![1], vec![4]]);
+    }
+}

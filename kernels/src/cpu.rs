@@ -22,7 +22,7 @@ use crate::simd::Isa;
 use crate::threads::Threads;
 use crate::view::{shape_error, tensor};
 use crate::{
-    activation, linear, mla, mla_attention, moe, norm, paged_attention, rope, router, rows, segment_attention,
+    activation, batch, linear, mla, mla_attention, moe, norm, paged_attention, rope, router, rows, segment_attention,
 };
 
 /// Calls a generic op for this backend's element type.
@@ -143,8 +143,9 @@ impl Backend for CpuBackend {
     }
 
     fn step<E: From<KernelError>>(&self, inputs: StepInputs, forward: &mut Forward<'_, Self, E>) -> Result<Tensor, E> {
+        let tail = inputs.tail().map(|tail| batch::part(&inputs.ragged, &tail));
         let StepInputs { ids, positions, ragged, block_tokens: _, logit_rows, replayable: _ } = inputs;
-        forward(&Staged { ids, positions: positions.into_flattened(), batch: ragged, logit_rows })
+        forward(&Staged { ids, positions: positions.into_flattened(), batch: ragged, logit_rows, tail })
     }
 
     fn recorded_batches(&self, _most: usize) -> Vec<usize> {

@@ -111,7 +111,9 @@ fn linears() {
     let mut random = Random::fresh();
     let shapes = [[1, 8, 8], [1, 256, 1000], [2, 512, 768], [5, 1, 3], [7, 13, 5], [15, 2560, 64], [16, 1024, 320]];
     let more = [[17, 640, 333], [33, 96, 4096], [129, 256, 511], [300, 128, 64], [4, 9728, 256], [3, 2048, 16]];
-    for sizes in shapes.into_iter().chain(more) {
+    // What the copy engine streams: one past its tiles of outputs and inputs, and inputs split over a cluster.
+    let streamed = [[9, 8, 130], [16, 24, 65], [12, 2560, 1], [10, 520, 2000], [13, 9728, 200], [16, 4104, 129]];
+    for sizes in shapes.into_iter().chain(more).chain(streamed) {
         let [rows, inputs, outputs] = sizes;
         for biased in [false, true] {
             let scale = (inputs as f32).powf(-0.5);
@@ -145,13 +147,40 @@ impl Op for Gated {
 fn gated_linears() {
     let Some(cuda) = device(false) else { return };
     let mut random = Random::fresh();
-    for sizes in
-        [[1, 8, 4], [1, 256, 1000], [7, 136, 48], [8, 2560, 333], [13, 512, 96], [16, 1024, 64], [40, 256, 100]]
-    {
+    let few = [[1, 8, 4], [1, 256, 1000], [7, 136, 48], [8, 2560, 333], [13, 512, 96], [16, 1024, 64], [40, 256, 100]];
+    // From 1,024 rows on, whole tiles of 128 outputs take the fused kernel: depths that are no multiple of its 64, rows of its 256.
+    let many = [[1024, 72, 128], [1025, 200, 256], [1337, 64, 384], [2900, 136, 128], [1100, 256, 100]];
+    let streamed = [[9, 24, 65], [16, 2560, 130], [11, 9728, 63], [16, 8, 1]];
+    for sizes in few.into_iter().chain(many).chain(streamed) {
         let [rows, inputs, outputs] = sizes;
         let scale = (inputs as f32).powf(-0.5);
         let w = random.values(B, 2 * outputs * inputs).iter().map(|v| support::round(B, v * scale)).collect();
         compare(&format!("{sizes:?}"), &cuda, &Gated { sizes, x: random.values(B, rows * inputs), w });
+    }
+}
+
+/// Within 1..=8 and 9..=16 rows the sums are taken in one order: a row's result is the same bits beside any others.
+#[test]
+fn a_row_of_a_linear_does_not_depend_on_how_many_there_are() {
+    let Some(cuda) = device(false) else { return };
+    let mut random = Random::fresh();
+    for (inputs, outputs) in [(2560, 1000), (72, 130), (9728, 64)] {
+        let (x, w) = (random.values(B, 16 * inputs), random.values(B, outputs * inputs));
+        let w = cuda.upload(&w, &[outputs, inputs]).unwrap();
+        let run = |rows: usize, gated: bool| {
+            let x = cuda.upload(&x[..rows * inputs], &[rows, inputs]).unwrap();
+            let out = if gated { cuda.linear_swiglu(&x, &w) } else { cuda.linear(&x, &w, None) };
+            cuda.to_host(&out.unwrap()).unwrap()
+        };
+        for gated in [false, true] {
+            for (most, fewer) in [(8, [1, 2, 5, 7]), (16, [9, 10, 13, 15])] {
+                let whole = run(most, gated);
+                for rows in fewer {
+                    let part = run(rows, gated);
+                    assert_eq!(part, whole[..part.len()], "{rows} of {most} rows, {inputs} x {outputs}, gated {gated}");
+                }
+            }
+        }
     }
 }
 
@@ -325,6 +354,23 @@ fn paged_attention_decodes_and_prefills() {
     }
 }
 
+/// Ends of the warpgroup kernel's tiles of 128 packed rows and 128 keys, for every packing, at once and as chunks behind a cache.
+#[test]
+fn chunks_of_every_length_attend() {
+    let Some(cuda) = device(false) else { return };
+    let mut random = Random::fresh();
+    const LENGTHS: [usize; 9] = [1, 2, 63, 64, 65, 127, 128, 129, 300];
+    for heads in [[2, 2, 128], [2, 1, 128], [4, 1, 128], [8, 1, 128], [2, 2, 64], [8, 1, 64]] {
+        // Second steps of chunks behind 1, 128 and 257 tokens, in an order that is not that of their lengths.
+        let behind =
+            |shift: usize| LENGTHS.iter().enumerate().map(move |(n, then)| ([1, 128, 257][(n + shift) % 3], *then));
+        let mut lengths: Vec<(usize, usize)> = behind(random.below(3)).collect();
+        lengths.push((300, 1));
+        let op = Attention::new(&mut random, heads, 16, &lengths);
+        compare(&format!("{heads:?}, {lengths:?}"), &cuda, &op);
+    }
+}
+
 struct Vision {
     heads: usize,
     rows: usize,
@@ -352,9 +398,11 @@ impl Op for Vision {
 fn segments_attend_alone_and_grids_are_interpolated() {
     let Some(cuda) = device(false) else { return };
     let mut random = Random::fresh();
-    for (heads, d) in [(2, 64), (16, 64), (1, 4), (3, 20), (1, 80)] {
+    let many = vec![[1, 1], [1, 2], [7, 9], [8, 8], [127, 1], [8, 16], [3, 43]];
+    for (heads, d) in [(2, 64), (16, 64), (1, 4), (3, 20), (2, 72), (1, 80)] {
         for (merge, start, sizes) in [
             (1, vec![0, 1, 1, 18, 50, 87], vec![[1, 1], [0, 5], [1, 17], [4, 8], [37, 1]]),
+            (1, vec![0, 1, 3, 66, 130, 257, 385, 514], many.clone()),
             (2, vec![0, 64, 200], vec![[8, 8], [4, 34]]),
             (3, vec![0, 513], vec![[27, 18], [3, 9]]),
         ] {

@@ -137,8 +137,9 @@ impl Backend for Recorder {
 
     fn step<E: From<KernelError>>(&self, inputs: StepInputs, forward: &mut Forward<'_, Self, E>) -> Result<Logits, E> {
         self.inner.step(inputs, &mut |staged: &Staged<CpuBackend>| {
-            let (ids, positions) = (staged.ids.clone(), staged.positions.clone());
-            forward(&Staged { ids, positions, batch: staged.batch.clone(), logit_rows: staged.logit_rows.clone() })
+            let Staged { ids, positions, batch, logit_rows, tail } = staged;
+            let (ids, positions, batch) = (ids.clone(), positions.clone(), batch.clone());
+            forward(&Staged { ids, positions, batch, logit_rows: logit_rows.clone(), tail: tail.clone() })
         })
     }
 

@@ -17,11 +17,19 @@ __device__ __forceinline__ unsigned swizzled(unsigned tile, int rows, int row, i
     return tile + (unit / 8) * rows * SWIZZLE_ROW + row * SWIZZLE_ROW + (((unit % 8) ^ (row % 8)) * 16);
 }
 
-// Descriptor of a swizzled operand. `leading` is the distance in bytes between blocks of 64 columns where they are not the inner
-// dimension of the product; groups of eight rows follow each other.
-__device__ __forceinline__ unsigned long long operand(unsigned address, unsigned leading) {
-    return (static_cast<unsigned long long>((address & 0x3ffff) >> 4)) | (static_cast<unsigned long long>(leading >> 4) << 16) |
-           (static_cast<unsigned long long>(SWIZZLE_GROUP >> 4) << 32) | (1ull << 62);
+// Descriptor of a swizzled operand: its low half, to which distances within the tile add in units of 16 bytes, and the whole. `leading` is
+// the distance in bytes between blocks of 64 columns where they are not the inner dimension of the product; groups of eight rows follow
+// each other.
+__device__ __forceinline__ unsigned operand_low(unsigned address, unsigned leading) { return (address & 0x3ffff) >> 4 | leading >> 4 << 16; }
+__device__ __forceinline__ unsigned long long operand(unsigned low) {
+    return low | static_cast<unsigned long long>(SWIZZLE_GROUP >> 4 | 1 << 30) << 32;
+}
+
+// Keeps accesses to an accumulator where they stand beside the waits for it.
+template <int COUNT>
+__device__ __forceinline__ void hold(float (&c)[COUNT]) {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) asm volatile("" : "+f"(c[i])::"memory");
 }
 
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -94,6 +102,10 @@ __device__ __forceinline__ void barrier_init(unsigned barrier, int count) {
 __device__ __forceinline__ void barrier_arrive(unsigned barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+// Arrives once this thread's asynchronous copies so far have landed.
+__device__ __forceinline__ void barrier_arrive_after_copies(unsigned barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
 __device__ __forceinline__ bool barrier_passed(unsigned barrier, int parity) {
     unsigned passed;
     asm volatile(
@@ -107,7 +119,8 @@ __device__ __forceinline__ void barrier_wait(unsigned barrier, int parity) {
     while (!barrier_passed(barrier, parity)) {
     }
 }
-// What this thread wrote to shared memory becomes visible to wgmma, once another thread has synchronised with this one.
+// Orders ordinary accesses to shared memory that this thread made, or that it has seen the end of through a barrier, before the wgmma
+// that follow it here or after a later barrier.
 __device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 __device__ __forceinline__ void named_sync(int barrier, int threads) {

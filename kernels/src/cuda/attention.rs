@@ -15,7 +15,7 @@ pub(super) const MOST_HEAD_DIM: usize = 256;
 pub(super) const KERNELS: &[(&str, &[&str])] = &[
     ("paged_decode", &DECODE),
     ("paged_prefill", &["paged_prefill_d64", "paged_prefill_d128"]),
-    ("paged_prefill_sm90", &["paged_prefill_sm90_d64", "paged_prefill_sm90_d128"]),
+    ("paged_prefill_sm90", &["paged_prefill_sm90_all_d64", "paged_prefill_sm90_all_d128", SEGMENT_HOPPER]),
     ("segment_attention", &["segment_rope", "segment_attention_d64", "segment_attention_d72", "segment_attention_d80"]),
 ];
 
@@ -25,37 +25,76 @@ fn tile_shared(dim: usize) -> usize {
     320 * (dim.next_multiple_of(16) + 8) * 2
 }
 
-/// Kernel of segment attention for heads of `dim`, if there is one.
-fn segment_kernel(dim: usize) -> Option<&'static str> {
-    match dim {
-        64 => Some("segment_attention_d64"),
-        72 => Some("segment_attention_d72"),
-        80 => Some("segment_attention_d80"),
+/// Capability whose warpgroup instructions `paged_prefill_sm90.cu` is made of.
+const HOPPER: (i32, i32) = (9, 0);
+/// Segment attention in that file.
+const SEGMENT_HOPPER: &str = "segment_attention_sm90_d64";
+
+/// An attention kernel over a list of tiles: rows of a tile, threads and dynamic shared memory of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tiled {
+    kernel: &'static str,
+    pub(super) tile_rows: usize,
+    threads: u32,
+    shared: usize,
+    /// Blocks work through the list in turns, and take its length as their last argument; others have a tile and head each.
+    turns: bool,
+}
+
+impl Tiled {
+    /// On Hopper: keys and values in two stages of 128 rows, queries and outputs in two tiles of 128.
+    const fn hopper(kernel: &'static str, dim: usize) -> Self {
+        Self { kernel, tile_rows: 128, threads: 384, shared: 768 * dim * 2 + 2048, turns: true }
+    }
+
+    fn other(kernel: &'static str, dim: usize) -> Self {
+        Self { kernel, tile_rows: 64, threads: 128, shared: tile_shared(dim), turns: false }
+    }
+
+    /// Shape of a launch over `tiles` of `heads` heads each.
+    fn shape(&self, tiles: usize, heads: usize, multiprocessors: usize) -> Launch {
+        let launch = match self.turns {
+            true => Launch::rows(multiprocessors.min(tiles * heads), self.threads),
+            false => Launch::rows(heads, self.threads).grid_y(tiles),
+        };
+        launch.shared(self.shared)
+    }
+
+    fn launch(
+        &self,
+        driver: &Driver,
+        tiles: usize,
+        heads: usize,
+        mut arguments: Vec<Argument>,
+    ) -> Result<(), KernelError> {
+        if self.turns {
+            arguments.push(Argument::Int(tiles as i32));
+        }
+        driver.launch(self.kernel, self.shape(tiles, heads, driver.multiprocessors), &arguments)
+    }
+}
+
+/// Segment attention for heads of `dim`, if there is a kernel: by warpgroups on Hopper where a head is one swizzled row.
+pub(super) fn segment_kernel(dim: usize, capability: (i32, i32)) -> Option<Tiled> {
+    match (dim, capability) {
+        (64, HOPPER) => Some(Tiled::hopper(SEGMENT_HOPPER, 64)),
+        (64, _) => Some(Tiled::other("segment_attention_d64", 64)),
+        (72, _) => Some(Tiled::other("segment_attention_d72", 72)),
+        (80, _) => Some(Tiled::other("segment_attention_d80", 80)),
         _ => None,
     }
 }
 
-/// A kernel of prefill attention: packed rows of a tile, threads and dynamic shared memory of a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Prefill {
-    kernel: &'static str,
-    tile_rows: usize,
-    threads: u32,
-    shared: usize,
-}
-
 /// Prefill attention for heads of `dim` over blocks of `block_tokens`, if there is one: by warpgroups on Hopper.
-fn prefill_kernel(dim: usize, block_tokens: usize, capability: (i32, i32)) -> Option<Prefill> {
+fn prefill_kernel(dim: usize, block_tokens: usize, capability: (i32, i32)) -> Option<Tiled> {
     if !block_tokens.is_power_of_two() || block_tokens < 8 {
         return None;
     }
-    let hopper = |kernel| Prefill { kernel, tile_rows: 128, threads: 384, shared: 640 * dim * 2 + 2048 };
-    let other = |kernel| Prefill { kernel, tile_rows: 64, threads: 128, shared: tile_shared(dim) };
     match (dim, capability) {
-        (64, (9, 0)) => Some(hopper("paged_prefill_sm90_d64")),
-        (128, (9, 0)) => Some(hopper("paged_prefill_sm90_d128")),
-        (64, _) => Some(other("paged_prefill_d64")),
-        (128, _) => Some(other("paged_prefill_d128")),
+        (64, HOPPER) => Some(Tiled::hopper("paged_prefill_sm90_all_d64", 64)),
+        (128, HOPPER) => Some(Tiled::hopper("paged_prefill_sm90_all_d128", 128)),
+        (64, _) => Some(Tiled::other("paged_prefill_d64", 64)),
+        (128, _) => Some(Tiled::other("paged_prefill_d128", 128)),
         _ => None,
     }
 }
@@ -231,7 +270,7 @@ impl CudaBackend {
     #[allow(clippy::too_many_arguments)] // One launch; a struct would only rename the list.
     fn attend_chunks(
         &self,
-        prefill: Prefill,
+        prefill: Tiled,
         [q, out]: [&CudaTensor; 2],
         batch: &CudaBatch,
         cache: &CudaKvCache,
@@ -252,7 +291,7 @@ impl CudaBackend {
         if tiles.group != group || tiles.skip_single != decoded {
             return Ok(false);
         }
-        let arguments = [
+        let arguments = vec![
             q.argument(),
             Argument::Pointer(cache.keys.pointer),
             Argument::Pointer(cache.values.pointer),
@@ -267,8 +306,7 @@ impl CudaBackend {
             Argument::Int(cache.block_tokens.trailing_zeros() as i32),
             Argument::Float(scale),
         ];
-        let shape = Launch::rows(heads.kv, prefill.threads).grid_y(tiles.count).shared(prefill.shared);
-        self.driver.launch(prefill.kernel, shape, &arguments)?;
+        prefill.launch(&self.driver, tiles.count, heads.kv, arguments)?;
         Ok(true)
     }
 
@@ -294,7 +332,7 @@ impl CudaBackend {
             return Err(shape_error(op, what));
         }
         let out = self.activation(&[rows, heads * dim])?;
-        if let Some(kernel) = segment_kernel(dim) {
+        if let Some(kernel) = segment_kernel(dim, self.driver.capability) {
             let rotated = self.activation(&[rows, 2 * heads * dim])?;
             let rotate = [
                 qkv.argument(),
@@ -305,7 +343,7 @@ impl CudaBackend {
                 Argument::Int(dim as i32),
             ];
             self.driver.launch("segment_rope", Launch::rows(rows, 256), &rotate)?;
-            let arguments = [
+            let arguments = vec![
                 rotated.argument(),
                 qkv.argument(),
                 Argument::Pointer(geometry.start.pointer),
@@ -314,8 +352,7 @@ impl CudaBackend {
                 Argument::Int(heads as i32),
                 Argument::Float(scale),
             ];
-            let shape = Launch::rows(heads, 128).grid_y(geometry.tiles).shared(tile_shared(dim));
-            self.driver.launch(kernel, shape, &arguments)?;
+            kernel.launch(&self.driver, geometry.tiles, heads, arguments)?;
             return Ok(out);
         }
         let arguments = [
@@ -351,9 +388,28 @@ mod tests {
     #[test]
     fn prefill_attention_goes_by_head_and_card() {
         let kernel = |dim, blocks, capability| prefill_kernel(dim, blocks, capability).map(|prefill| prefill.kernel);
-        assert_eq!(kernel(128, 16, (9, 0)), Some("paged_prefill_sm90_d128"));
+        assert_eq!(kernel(128, 16, (9, 0)), Some("paged_prefill_sm90_all_d128"));
         assert_eq!(kernel(64, 16, (8, 9)), Some("paged_prefill_d64"));
         assert_eq!(kernel(96, 16, (9, 0)), None);
         assert_eq!(kernel(128, 12, (9, 0)), None);
+    }
+
+    #[test]
+    fn segment_attention_goes_by_head_and_card() {
+        let kernel = |dim, capability| segment_kernel(dim, capability).map(|tiled| (tiled.kernel, tiled.tile_rows));
+        assert_eq!(kernel(64, (9, 0)), Some(("segment_attention_sm90_d64", 128)));
+        assert_eq!(kernel(64, (8, 0)), Some(("segment_attention_d64", 64)));
+        assert_eq!(kernel(72, (9, 0)), Some(("segment_attention_d72", 64)));
+        assert_eq!(kernel(96, (9, 0)), None);
+    }
+
+    #[test]
+    fn blocks_that_take_turns_are_as_many_as_there_is_work_for() {
+        let tiled = segment_kernel(64, HOPPER).unwrap();
+        assert_eq!(tiled.shape(3, 2, 132).grid, [6, 1, 1]);
+        assert_eq!(tiled.shape(300, 16, 132).grid, [132, 1, 1]);
+        assert_eq!(tiled.shape(0, 16, 132).grid[0], 0);
+        assert_eq!(tiled.shared, 100_352);
+        assert_eq!(segment_kernel(64, (8, 0)).unwrap().shape(300, 16, 132).grid, [16, 300, 1]);
     }
 }

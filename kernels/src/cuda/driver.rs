@@ -31,6 +31,8 @@ pub(super) enum Argument {
     Int(i32),
     Size(u64),
     Float(f32),
+    /// A tensor map, by value.
+    Map(sys::CUtensorMap),
 }
 
 /// Shape of a launch.
@@ -41,12 +43,14 @@ pub(super) struct Launch {
     pub shared_bytes: u32,
     /// The kernel calls `wait_for_previous`: it may start while the kernel before it drains.
     pub overlaps: bool,
+    /// Neighbouring blocks that run together and read each other's shared memory; 0 for a kernel that knows no clusters.
+    pub cluster: u32,
 }
 
 impl Launch {
     /// `x` blocks of `block` threads that overlap with the kernel before.
     pub fn rows(x: usize, block: u32) -> Self {
-        Self { grid: [x as u32, 1, 1], block, shared_bytes: 0, overlaps: true }
+        Self { grid: [x as u32, 1, 1], block, shared_bytes: 0, overlaps: true, cluster: 0 }
     }
 
     pub fn grid_y(mut self, y: usize) -> Self {
@@ -56,6 +60,11 @@ impl Launch {
 
     pub fn shared(mut self, bytes: usize) -> Self {
         self.shared_bytes = bytes as u32;
+        self
+    }
+
+    pub fn cluster(mut self, blocks: usize) -> Self {
+        self.cluster = blocks as u32;
         self
     }
 
@@ -94,11 +103,26 @@ const KERNELS: &[(&str, &[&str])] = &[
     ("grid", &["patch_angles", "interpolate_grids"]),
     ("norm", &["rms_norm", "add_rms_norm", "rms_norm_any", "layer_norm", "add_layer_norm", "layer_norm_any"]),
     ("activation", &["swiglu", "gelu", "add"]),
-    ("rope", &["rope_table", "rope_gather", "qkv_norm_rope_cache_write"]),
+    (
+        "rope",
+        &[
+            "rope_table",
+            "rope_gather",
+            "qkv_norm_rope_cache_write_any",
+            "qkv_norm_rope_cache_write_d64",
+            "qkv_norm_rope_cache_write_d128",
+            "qkv_norm_rope_cache_write_d256",
+        ],
+    ),
     ("attention", &["paged_attention_any", "segment_attention_any"]),
     ("argmax", &["argmax_rows"]),
     ("sample", &["sample_rows"]),
 ];
+
+/// The tables of all launchers.
+fn tables() -> impl Iterator<Item = &'static [(&'static str, &'static [&'static str])]> {
+    [KERNELS, super::attention::KERNELS, super::skinny::KERNELS, super::gated_linear::KERNELS].into_iter()
+}
 
 impl Driver {
     /// Opens device `ordinal`.
@@ -169,7 +193,7 @@ impl Driver {
     }
 
     fn load(&mut self) -> Result<(), KernelError> {
-        for (stem, names) in KERNELS.iter().chain(super::attention::KERNELS).chain(super::linear::KERNELS) {
+        for (stem, names) in tables().flat_map(|table| table.iter()) {
             let image = FATBINS.iter().find(|(own, _)| own == stem);
             let no_kernel = |name: &str| KernelError::Device { op: "load", what: format!("no kernel {stem}/{name}") };
             let (_, image) = image.ok_or_else(|| no_kernel(""))?;
@@ -254,12 +278,25 @@ impl Driver {
                 Argument::Pointer(value) | Argument::Size(value) => (value as *const u64).cast_mut().cast(),
                 Argument::Int(value) => (value as *const i32).cast_mut().cast(),
                 Argument::Float(value) => (value as *const f32).cast_mut().cast(),
+                Argument::Map(value) => (value as *const sys::CUtensorMap).cast_mut().cast(),
             })
             .collect();
-        let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
-        value.programmaticStreamSerializationAllowed = 1;
-        let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-        let mut attribute = sys::CUlaunchAttribute_st { id, pad: [0; 4], value };
+        use sys::CUlaunchAttributeID as Id;
+        let mut attributes = Vec::with_capacity(2);
+        let mut attribute = |id, set: &dyn Fn(&mut sys::CUlaunchAttributeValue)| {
+            let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+            set(&mut value);
+            attributes.push(sys::CUlaunchAttribute_st { id, pad: [0; 4], value });
+        };
+        if shape.overlaps && self.capability >= (9, 0) {
+            let id = Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            attribute(id, &|value| value.programmaticStreamSerializationAllowed = 1);
+        }
+        if shape.cluster > 0 {
+            let x = shape.cluster;
+            let dimension = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y: 1, z: 1 };
+            attribute(Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, &|value| value.clusterDim = dimension);
+        }
         let config = sys::CUlaunchConfig_st {
             gridDimX: shape.grid[0],
             gridDimY: shape.grid[1],
@@ -269,14 +306,48 @@ impl Driver {
             blockDimZ: 1,
             sharedMemBytes: shape.shared_bytes,
             hStream: self.stream()?,
-            attrs: &raw mut attribute,
-            numAttrs: u32::from(shape.overlaps && self.capability >= (9, 0)),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
         };
         // SAFETY: the function and the stream are of this context; arguments are as the caller promises, and the driver
         // copies them before it returns.
         unsafe { sys::cuLaunchKernelEx(&raw const config, function, pointers.as_mut_ptr(), std::ptr::null_mut()) }
             .result()
             .map_err(failed(kernel))
+    }
+
+    /// A tensor map of the bf16 matrix `[rows, columns]` at `address`: boxes of `[rows, columns]`, 64 columns at most, in swizzled rows of
+    /// 128 bytes, with zeros outside of the matrix. The address and a row's bytes must be multiples of 16.
+    pub fn matrix_map(
+        &self,
+        address: u64,
+        [rows, columns]: [usize; 2],
+        boxes: [usize; 2],
+    ) -> Result<Argument, KernelError> {
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        let sizes = [columns as u64, rows as u64];
+        let (row_bytes, steps) = ([columns as u64 * 2], [1, 1]);
+        let boxes = [boxes[1] as u32, boxes[0] as u32];
+        // SAFETY: writes the map; reads the arrays, whose lengths are those of two dimensions. The address is only noted.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &raw mut map,
+                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                2,
+                address as *mut c_void,
+                sizes.as_ptr(),
+                row_bytes.as_ptr(),
+                boxes.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .map_err(failed("cuTensorMapEncodeTiled"))?;
+        Ok(Argument::Map(map))
     }
 
     /// Lets blocks of `kernel` use up to `bytes` of dynamic shared memory.

@@ -3,12 +3,14 @@
 use super::CudaBackend;
 use super::driver::{Argument, Launch};
 use super::tensor::{CudaGeometry, CudaTensor};
-use super::tiles;
+use super::{attention, tiles};
 use crate::backend::Segments;
 use crate::error::KernelError;
 use crate::grid::{self, PatchGrids};
 use crate::view::shape_error;
 
+/// Rows of a tile where no kernel takes tiles.
+const ANY_TILE_ROWS: usize = 64;
 /// Bytes of a word.
 const WORD: usize = 4;
 
@@ -34,7 +36,9 @@ impl CudaBackend {
         words.extend(grids.sizes.as_flattened());
         let frequencies = words.len();
         words.extend(inverse.iter().map(|frequency| frequency.to_bits()));
-        let list = tiles::segments(&segments);
+        // A kernel takes tiles of its own size, and which one it will be follows from the head: four angles for a frequency.
+        let segment = attention::segment_kernel(4 * inverse.len(), self.driver.capability);
+        let list = tiles::segments(&segments, segment.map_or(ANY_TILE_ROWS, |kernel| kernel.tile_rows));
         let staged = self.staged(&words)?;
         let (start, tiles) = (self.staged(&segments)?, self.staged(list.as_flattened())?);
         let [count, patches, merge] = [grids.sizes.len(), patches as usize, grids.merge as usize];

@@ -1,4 +1,4 @@
-//! Linear layers: few rows by our own kernels (skinny_linear.cu), others by cuBLASLt with one plan (layouts and algorithm) for each problem
+//! Linear layers: few rows by our own kernels (see `skinny`), others by cuBLASLt with one plan (layouts and algorithm) for each problem
 //! seen, chosen by its heuristic once.
 //!
 //! cuBLASLt is column-major: a row-major `x [T, K]` is its `[K, T]`, so `y^T [N, T] = W^T x^T` with W read transposed.
@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys;
 
-use super::driver::{Argument, Driver, Launch};
+use super::driver::Driver;
 use super::memory::{Memory, Owned};
+use super::skinny;
 use super::tensor::CudaTensor;
 use crate::error::KernelError;
 
@@ -28,51 +29,6 @@ const MANY_ROWS: usize = 4096;
 
 /// `CUBLAS_OP_T`.
 const TRANSPOSED: i32 = 1;
-
-/// Kernels of skinny_linear.cu: few rows, one pass over the weights.
-pub(super) const KERNELS: &[(&str, &[&str])] = &[("skinny_linear", &SKINNY)];
-
-/// By blocks of 16 weight rows in a tile and batches of 8 rows of x; the gated ones last.
-const SKINNY: [&str; 6] = [
-    "skinny_linear_r1_b1",
-    "skinny_linear_r1_b2",
-    "skinny_linear_r2_b1",
-    "skinny_linear_r2_b2",
-    "skinny_swiglu_b1",
-    "skinny_swiglu_b2",
-];
-/// Rows that they take at most, and up to which they are faster than cuBLASLt whatever the weight (H200, 2026-11-25).
-const SKINNY_ROWS: usize = 16;
-const SKINNY_ALWAYS: usize = 8;
-/// Elements of a weight up to which they are no slower with more rows.
-const SMALL_WEIGHT: usize = 11 << 20;
-/// Blocks that share a multiprocessor.
-const SKINNY_BLOCKS: usize = 2;
-
-/// A launch of skinny_linear.cu: kernel, blocks, dynamic shared memory.
-#[derive(Debug, PartialEq, Eq)]
-struct Skinny {
-    kernel: &'static str,
-    blocks: usize,
-    shared: usize,
-}
-
-/// The launch for `rows x inputs x outputs` on `multiprocessors`, if the kernels take it. `gated`: outputs are gate and up rows.
-fn skinny([rows, inputs, outputs]: [usize; 3], gated: bool, multiprocessors: usize) -> Option<Skinny> {
-    if rows == 0 || rows > SKINNY_ROWS || !inputs.is_multiple_of(8) || (gated && !outputs.is_multiple_of(2)) {
-        return None;
-    }
-    if rows > SKINNY_ALWAYS && inputs * outputs > SMALL_WEIGHT {
-        return None;
-    }
-    let batches = rows.div_ceil(8);
-    let resident = SKINNY_BLOCKS * multiprocessors;
-    // Wider tiles read x half as often; narrower ones keep every block busy where outputs are few.
-    let blocks_of_rows = if gated || outputs >= 32 * 2 * resident { 2 } else { 1 };
-    let kernel = SKINNY[if gated { 4 } else { 2 * (blocks_of_rows - 1) } + batches - 1];
-    let tiles = outputs.div_ceil(16 * blocks_of_rows);
-    Some(Skinny { kernel, blocks: tiles.min(resident), shared: 98_304 + 4_096 * blocks_of_rows * batches * 2 })
-}
 
 fn failed(call: &'static str) -> impl Fn(CublasError) -> KernelError {
     move |error| KernelError::Device { op: call, what: format!("{error:?}") }
@@ -118,9 +74,7 @@ unsafe impl Sync for Linear {}
 
 impl Linear {
     pub fn new(driver: &Arc<Driver>, memory: &Memory) -> Result<Self, KernelError> {
-        for kernel in SKINNY {
-            driver.allow_shared(kernel, driver.shared_bytes)?;
-        }
+        skinny::prepare(driver)?;
         driver.bind()?;
         let handle = result::create_handle().map_err(failed("cublasLtCreate"))?;
         let workspace = memory.allocate(WORKSPACE_BYTES)?;
@@ -136,7 +90,7 @@ impl Linear {
         out: &CudaTensor,
         sizes: [usize; 3],
     ) -> Result<(), KernelError> {
-        if self.run_skinny(x, w, bias, out, sizes, false)? {
+        if skinny::run(&self.driver, [x, w, out], bias, sizes, false)? {
             return Ok(());
         }
         self.run_library(x, w, bias, out, sizes)
@@ -150,28 +104,7 @@ impl Linear {
         out: &CudaTensor,
         sizes: [usize; 3],
     ) -> Result<bool, KernelError> {
-        self.run_skinny(x, w, None, out, sizes, true)
-    }
-
-    fn run_skinny(
-        &self,
-        x: &CudaTensor,
-        w: &CudaTensor,
-        bias: Option<&CudaTensor>,
-        out: &CudaTensor,
-        sizes: [usize; 3],
-        gated: bool,
-    ) -> Result<bool, KernelError> {
-        let launch = skinny(sizes, gated, self.driver.multiprocessors);
-        let Some(Skinny { kernel, blocks, shared }) = launch.filter(|launch| launch.shared <= self.driver.shared_bytes)
-        else {
-            return Ok(false);
-        };
-        let [rows, inputs, outputs] = sizes.map(|size| Argument::Int(size as i32));
-        let bias = Argument::Pointer(bias.map_or(0, CudaTensor::address));
-        let arguments = [x.argument(), w.argument(), bias, out.argument(), rows, outputs, inputs];
-        self.driver.launch(kernel, Launch::rows(blocks, 256).shared(shared), &arguments)?;
-        Ok(true)
+        skinny::run(&self.driver, [x, w, out], None, sizes, true)
     }
 
     fn run_library(
@@ -377,23 +310,5 @@ impl Drop for Linear {
         }
         // SAFETY: made in `new`, freed once.
         let _ = unsafe { result::destroy_handle(self.handle) };
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn few_rows_take_our_kernels() {
-        let kernel = |sizes, gated| skinny(sizes, gated, 132).map(|launch| (launch.kernel, launch.blocks));
-        assert_eq!(kernel([1, 2560, 6144], false), Some(("skinny_linear_r1_b1", 264)));
-        assert_eq!(kernel([9, 4096, 2560], false), Some(("skinny_linear_r1_b2", 160)));
-        assert_eq!(kernel([8, 2560, 151_936], false), Some(("skinny_linear_r2_b1", 264)));
-        assert_eq!(kernel([4, 2560, 19_456], true), Some(("skinny_swiglu_b1", 264)));
-        assert_eq!(kernel([12, 1024, 2048], true), Some(("skinny_swiglu_b2", 64)));
-        assert_eq!(kernel([9, 2560, 19_456], false), None);
-        assert_eq!(kernel([17, 2560, 6144], false), None);
-        assert_eq!(kernel([1, 2561, 6144], false), None);
     }
 }

@@ -5,6 +5,7 @@
 
 mod attention;
 mod driver;
+mod gated_linear;
 mod grid;
 mod linear;
 mod memory;
@@ -14,6 +15,7 @@ mod pinned;
 mod rope;
 mod rows;
 mod sample;
+mod skinny;
 mod staging;
 mod step;
 mod tensor;
@@ -66,6 +68,7 @@ impl CudaBackend {
         let driver = Arc::new(Driver::open(ordinal)?);
         let memory = Memory::new(driver.clone());
         let linear = Linear::new(&driver, &memory)?;
+        gated_linear::prepare(&driver)?;
         let decode = DecodeScratch::new(&driver, &memory)?;
         let (counters, bytes) = decode.counters();
         let (steps, upload, waiting) = (Steps::default(), Upload::default(), Mutex::default());
@@ -263,7 +266,8 @@ impl Backend for CudaBackend {
             return Err(shape_error(op, format!("rows of {inputs} with {outputs} rows of weights for {depth}")));
         }
         let out = self.activation(&[rows, outputs / 2])?;
-        if self.linear.run_gated(x, gate_up, &out, [rows, inputs, outputs])? {
+        let sizes = [rows, inputs, outputs];
+        if self.linear.run_gated(x, gate_up, &out, sizes)? || self.gated_linear(x, gate_up, &out, sizes)? {
             return Ok(out);
         }
         self.swiglu(&self.linear(x, gate_up, None)?)

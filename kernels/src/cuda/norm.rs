@@ -135,20 +135,10 @@ impl CudaBackend {
         }
         let width = double / 2;
         let out = self.activation(&[rows, width])?;
-        // Rows on the grid's second axis, which holds 65535 of them.
-        let most = 65_535;
-        let threads = 128;
-        let blocks = width.div_ceil(VECTOR).div_ceil(threads);
-        for first in (0..rows).step_by(most) {
-            let (from, to) = (first * double * 2, first * width * 2);
-            let arguments = [
-                Argument::Pointer(gate_up.address() + from as u64),
-                Argument::Pointer(out.address() + to as u64),
-                Argument::Int(width as i32),
-            ];
-            let shape = Launch::rows(blocks, threads as u32).grid_y(most.min(rows - first));
-            self.driver.launch(op, shape, &arguments)?;
-        }
+        let (count, threads) = (rows * width, 256);
+        let elements = if width.is_multiple_of(VECTOR) { 2 * VECTOR } else { 1 };
+        let arguments = [gate_up.argument(), out.argument(), Argument::Int(width as i32), Argument::Size(count as u64)];
+        self.driver.launch(op, Launch::rows(count.div_ceil(elements * threads), threads as u32), &arguments)?;
         Ok(out)
     }
 

@@ -11,6 +11,20 @@ use crate::view::shape_error;
 
 /// Heads of one block of the fused pass before attention.
 const HEADS_A_BLOCK: usize = 8;
+/// Threads of a block.
+const MOST_THREADS: usize = 1024;
+
+/// The kernel that takes `heads` heads of `dim` elements 16 bytes at a time, and its threads, if there is one.
+fn whole_vectors(dim: usize, heads: usize) -> Option<(&'static str, u32)> {
+    let kernel = match dim {
+        64 => "qkv_norm_rope_cache_write_d64",
+        128 => "qkv_norm_rope_cache_write_d128",
+        256 => "qkv_norm_rope_cache_write_d256",
+        _ => return None,
+    };
+    let threads = (heads * (dim / 16)).next_multiple_of(32);
+    (threads <= MOST_THREADS).then_some((kernel, threads as u32))
+}
 
 impl CudaBackend {
     /// See [`crate::Backend::frequencies`].
@@ -90,7 +104,7 @@ impl CudaBackend {
         rope.sin.expect(op, "sin", &[tokens, dim / 2])?;
         cache.check(op, batch, tokens)?;
         let out = self.activation(&[tokens, query * dim])?;
-        let arguments = [
+        let mut arguments = vec![
             qkv.argument(),
             q_norm.argument(),
             k_norm.argument(),
@@ -102,11 +116,32 @@ impl CudaBackend {
             Argument::Pointer(cache.values.pointer),
             Argument::Int(query as i32),
             Argument::Int(kv as i32),
-            Argument::Int(dim as i32),
-            Argument::Float(eps),
         ];
-        let blocks = (query + 2 * kv).div_ceil(HEADS_A_BLOCK);
-        self.driver.launch(op, Launch::rows(tokens, 32 * HEADS_A_BLOCK as u32).grid_y(blocks), &arguments)?;
+        match whole_vectors(dim, query + 2 * kv) {
+            Some((kernel, threads)) => {
+                arguments.push(Argument::Float(eps));
+                self.driver.launch(kernel, Launch::rows(tokens, threads), &arguments)?;
+            }
+            None => {
+                arguments.extend([Argument::Int(dim as i32), Argument::Float(eps)]);
+                let blocks = (query + 2 * kv).div_ceil(HEADS_A_BLOCK);
+                let shape = Launch::rows(tokens, 32 * HEADS_A_BLOCK as u32).grid_y(blocks);
+                self.driver.launch("qkv_norm_rope_cache_write_any", shape, &arguments)?;
+            }
+        }
         Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn common_heads_go_by_whole_vectors() {
+        assert_eq!(whole_vectors(128, 48), Some(("qkv_norm_rope_cache_write_d128", 384)));
+        assert_eq!(whole_vectors(64, 3), Some(("qkv_norm_rope_cache_write_d64", 32)));
+        assert_eq!(whole_vectors(96, 48), None);
+        assert_eq!(whole_vectors(256, 65), None);
     }
 }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::CudaBackend;
 use super::tensor::{CudaBatch, CudaIndices};
-use crate::backend::StepInputs;
+use crate::backend::{Staged, StepInputs};
 use crate::error::KernelError;
 use crate::view::shape_error;
 
@@ -16,6 +17,8 @@ pub(super) struct Sizes {
     pub rows: usize,
     pub sequences: usize,
     pub logit_rows: usize,
+    /// Sequences of [`StepInputs::tail`], whose extents are staged a second time; 0 if there is none.
+    pub tail: usize,
     /// Entries of one row of the block table.
     pub stride: usize,
 }
@@ -30,6 +33,9 @@ struct Parts {
     query_start: usize,
     context: usize,
     table: usize,
+    tail_query_start: usize,
+    tail_context: usize,
+    tail_table: usize,
     end: usize,
 }
 
@@ -42,6 +48,7 @@ impl Sizes {
             rows: inputs.ids.len(),
             sequences: ragged.context.len(),
             logit_rows: inputs.logit_rows.len(),
+            tail: inputs.tail().map_or(0, |tail| tail.len()),
             stride: needed.max().unwrap_or(0).max(1),
         }
     }
@@ -60,7 +67,22 @@ impl Sizes {
         let query_start = part(self.sequences + 1);
         let context = part(self.sequences);
         let table = part(self.sequences * self.stride);
-        Parts { ids, positions, slots, logit_rows, query_start, context, table, end }
+        let tail_query_start = part(self.tail + 1);
+        let tail_context = part(self.tail);
+        let tail_table = part(self.tail * self.stride);
+        Parts {
+            ids,
+            positions,
+            slots,
+            logit_rows,
+            query_start,
+            context,
+            table,
+            tail_query_start,
+            tail_context,
+            tail_table,
+            end,
+        }
     }
 
     /// Words of the whole buffer.
@@ -96,6 +118,14 @@ impl Sizes {
                 row += 1;
             }
         }
+        let mut end = 0;
+        for (number, (sequence, rows)) in inputs.tail().unwrap_or_default().into_iter().enumerate().take(self.tail) {
+            end += rows;
+            words[parts.tail_query_start + number + 1] = end;
+            words[parts.tail_context + number] = ragged.context[sequence];
+            let from = parts.table + sequence * self.stride;
+            words.copy_within(from..from + self.stride, parts.tail_table + number * self.stride);
+        }
         // Padded sequences have one row each.
         for sequence in ragged.context.len()..self.sequences {
             words[parts.query_start + sequence + 1] = words[parts.query_start + sequence] + 1;
@@ -108,35 +138,47 @@ impl Sizes {
         Ok(())
     }
 
-    /// The parts of a buffer at `address`, filled from `inputs`: ids, positions, batch, rows of logits.
-    pub fn parts_at(&self, address: u64, inputs: &StepInputs) -> (CudaIndices, CudaIndices, CudaBatch, CudaIndices) {
+    /// The parts of a buffer at `address`, filled from `inputs`.
+    pub fn parts_at(&self, address: u64, inputs: &StepInputs) -> Staged<CudaBackend> {
         let parts = self.parts();
         let at = |word: usize| address + 4 * word as u64;
         let ragged = &inputs.ragged;
-        let counts = || ragged.query_start.windows(2).map(|pair| pair[1] - pair[0]);
-        let longest = counts().max().unwrap_or(0);
-        let batch = CudaBatch {
-            rows: self.rows,
-            sequences: self.sequences,
-            stride: self.stride,
-            block_tokens: inputs.block_tokens,
-            extents: Arc::new((ragged.query_start.clone(), ragged.context.clone())),
-            tiles: Arc::default(),
-            decodes: counts().any(|rows| rows == 1),
-            longest: longest as usize,
-            largest_block: ragged.blocks.iter().flatten().copied().max(),
-            slots: at(parts.slots),
-            query_start: at(parts.query_start),
-            context: at(parts.context),
-            table: at(parts.table),
+        let largest_block = ragged.blocks.iter().flatten().copied().max();
+        let batch = |rows: usize, sequences: usize, extents: (Vec<u32>, Vec<u32>), places: [usize; 3]| {
+            let [query_start, context, table] = places.map(at);
+            let counts = || extents.0.windows(2).map(|pair| pair[1] - pair[0]);
+            CudaBatch {
+                rows,
+                sequences,
+                stride: self.stride,
+                block_tokens: inputs.block_tokens,
+                tiles: Arc::default(),
+                decodes: counts().any(|rows| rows == 1),
+                longest: counts().max().unwrap_or(0) as usize,
+                largest_block,
+                slots: at(parts.slots),
+                query_start,
+                context,
+                table,
+                extents: Arc::new(extents),
+            }
         };
+        let extents = (ragged.query_start.clone(), ragged.context.clone());
+        let whole = [parts.query_start, parts.context, parts.table];
+        let tail = inputs.tail().map(|tail| {
+            let own = crate::batch::part(ragged, &tail);
+            let places = [parts.tail_query_start, parts.tail_context, parts.tail_table];
+            batch(inputs.logit_rows.len(), tail.len(), (own.query_start, own.context), places)
+        });
         let largest = |list: &[u32]| list.iter().copied().max();
-        (
-            CudaIndices::borrowed(at(parts.ids), self.rows, largest(&inputs.ids)),
-            CudaIndices::borrowed(at(parts.positions), 3 * self.rows, largest(inputs.positions.as_flattened())),
-            batch,
-            CudaIndices::borrowed(at(parts.logit_rows), self.logit_rows, largest(&inputs.logit_rows)),
-        )
+        let positions = inputs.positions.as_flattened();
+        Staged {
+            ids: CudaIndices::borrowed(at(parts.ids), self.rows, largest(&inputs.ids)),
+            positions: CudaIndices::borrowed(at(parts.positions), 3 * self.rows, largest(positions)),
+            batch: batch(self.rows, self.sequences, extents, whole),
+            logit_rows: CudaIndices::borrowed(at(parts.logit_rows), self.logit_rows, largest(&inputs.logit_rows)),
+            tail,
+        }
     }
 }
 
@@ -160,8 +202,8 @@ mod tests {
         let ragged = Ragged { query_start: vec![0, 1, 3], context: vec![5, 4], blocks: vec![vec![7, 2], vec![9]] };
         let (ids, positions) = (vec![11, 12, 13], vec![[4; 3], [2; 3], [3; 3]]);
         let inputs = StepInputs { ids, positions, ragged, block_tokens: 4, logit_rows: vec![0, 2], replayable: false };
-        assert_eq!(Sizes::of(&inputs), Sizes { rows: 3, sequences: 2, logit_rows: 2, stride: 2 });
-        let sizes = Sizes { rows: 5, sequences: 4, logit_rows: 4, stride: 3 };
+        assert_eq!(Sizes::of(&inputs), Sizes { rows: 3, sequences: 2, logit_rows: 2, tail: 2, stride: 2 });
+        let sizes = Sizes { rows: 5, sequences: 4, logit_rows: 4, tail: 2, stride: 3 };
         let mut words = vec![99; sizes.words()];
         sizes.fill(&inputs, &mut words).unwrap();
         let parts = sizes.parts();
@@ -171,5 +213,8 @@ mod tests {
         assert_eq!(words[parts.context..][..4], [5, 4, 0, 0]);
         assert_eq!(words[parts.table..][..12], [7, 2, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(words[parts.logit_rows..][..4], [0, 2, 2, 3]);
+        assert_eq!(words[parts.tail_query_start..][..3], [0, 1, 2]);
+        assert_eq!(words[parts.tail_context..][..2], [5, 4]);
+        assert_eq!(words[parts.tail_table..][..6], [7, 2, 0, 9, 0, 0]);
     }
 }

@@ -148,7 +148,7 @@ impl CudaBackend {
         }
         let padded = bucket(sequences);
         let stride = exact.stride.next_power_of_two().max(NARROWEST_TABLE);
-        let sizes = Sizes { rows: padded, sequences: padded, logit_rows: padded, stride };
+        let sizes = Sizes { rows: padded, sequences: padded, logit_rows: padded, tail: 0, stride };
         let mut state = self.steps.lock();
         state.count += 1;
         let now = state.count;
@@ -168,11 +168,6 @@ impl CudaBackend {
         Ok(CudaLogits { logits, winners, rows: sequences })
     }
 
-    fn stage(&self, sizes: Sizes, inputs: &StepInputs, address: u64) -> Staged<Self> {
-        let (ids, positions, batch, logit_rows) = sizes.parts_at(address, inputs);
-        Staged { ids, positions, batch, logit_rows }
-    }
-
     fn run_plain<E: From<KernelError>>(
         &self,
         inputs: StepInputs,
@@ -185,7 +180,7 @@ impl CudaBackend {
             state.copy(self, sizes, &inputs, address)?;
             (address, State::keep(&mut state.winners, self, 4 * sizes.logit_rows)?)
         };
-        let logits = forward(&self.stage(sizes, &inputs, address))?;
+        let logits = forward(&sizes.parts_at(address, &inputs))?;
         self.argmax(&logits, winners)?;
         Ok(CudaLogits { logits, winners, rows: inputs.logit_rows.len() })
     }
@@ -203,7 +198,7 @@ impl CudaBackend {
             state.copy(self, sizes, &inputs, staging.pointer)?;
             State::keep(&mut state.recorded_winners, self, 4 * MOST_RECORDED)?
         };
-        let staged = self.stage(sizes, &inputs, staging.pointer);
+        let staged = sizes.parts_at(staging.pointer, &inputs);
         self.memory.record(true);
         let run = self.run_and_record(&staged, winners, forward);
         self.memory.record(false);

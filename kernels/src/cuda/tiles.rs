@@ -1,8 +1,5 @@
 //! Lists of work for the tiled attention kernels: which rows of which sequence or segment a block takes, longest first.
 
-/// Rows of a segment's tile.
-const SEGMENT_ROWS: usize = 64;
-
 /// One tile: (sequence or segment, first row within it).
 type Tile = [i32; 2];
 
@@ -31,12 +28,12 @@ pub(super) fn causal(
     tiles.into_iter().map(|(_, tile)| tile).collect()
 }
 
-/// Tiles of segments whose rows all see each other.
-pub(super) fn segments(start: &[u32]) -> Vec<Tile> {
+/// Tiles of `tile_rows` rows of segments whose rows all see each other.
+pub(super) fn segments(start: &[u32], tile_rows: usize) -> Vec<Tile> {
     let mut tiles: Vec<(usize, Tile)> = Vec::new();
     for (segment, pair) in start.windows(2).enumerate() {
         let rows = (pair[1] - pair[0]) as usize;
-        tiles.extend((0..rows).step_by(SEGMENT_ROWS).map(|first| (rows, [segment as i32, first as i32])));
+        tiles.extend((0..rows).step_by(tile_rows).map(|first| (rows, [segment as i32, first as i32])));
     }
     tiles.sort_by_key(|(cost, _)| std::cmp::Reverse(*cost));
     tiles.into_iter().map(|(_, tile)| tile).collect()
@@ -52,6 +49,7 @@ mod tests {
         let tiles = causal(&[0, 1, 41, 61], &[11, 40, 120], 4, 64, true);
         assert_eq!(tiles, [[2, 64], [2, 0], [1, 128], [1, 64], [1, 0]]);
         assert_eq!(causal(&[0, 1], &[11], 4, 128, false), [[0, 0]]);
-        assert_eq!(segments(&[0, 1, 1, 130]), [[2, 0], [2, 64], [2, 128], [0, 0]]);
+        assert_eq!(segments(&[0, 1, 1, 130], 64), [[2, 0], [2, 64], [2, 128], [0, 0]]);
+        assert_eq!(segments(&[0, 1, 1, 130], 128), [[2, 0], [2, 128], [0, 0]]);
     }
 }

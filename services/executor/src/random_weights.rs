@@ -19,6 +19,9 @@ use shards::Shards;
 /// Standard deviation of matrices and tables (`initializer_range` of all four families).
 const STANDARD_DEVIATION: f64 = 0.02;
 
+/// Blocks of four values that are worth a thread.
+const LEAST_BLOCKS: usize = 1 << 14;
+
 /// What to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RandomOptions {
@@ -117,10 +120,21 @@ fn tensor(seed: u64, name: &str, shape: &[usize]) -> candle_core::Result<Tensor>
     let [low, high] = [0, 1].map(|n| words.get(n).map_or(0, |word| u32::from_le_bytes(*word)));
     let key = [seed as u32, (seed >> 32) as u32];
     let count: usize = shape.iter().product();
-    let values: Vec<bf16> = (0..count.div_ceil(4) as u64)
-        .flat_map(|block| normals(philox4x32(key, [block as u32, (block >> 32) as u32, low, high])))
-        .take(count)
-        .collect();
+    let mut values = vec![bf16::ZERO; count];
+    let fill = |first: usize, part: &mut [bf16]| {
+        for (block, four) in (first as u64..).zip(part.chunks_mut(4)) {
+            let made = normals(philox4x32(key, [block as u32, (block >> 32) as u32, low, high]));
+            four.iter_mut().zip(made).for_each(|(to, value)| *to = value);
+        }
+    };
+    // A value depends on its place alone, so every core makes a run of blocks of four.
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let blocks = count.div_ceil(4).div_ceil(threads).max(LEAST_BLOCKS);
+    std::thread::scope(|scope| {
+        for (run, part) in values.chunks_mut(4 * blocks).enumerate() {
+            scope.spawn(move || fill(run * blocks, part));
+        }
+    });
     Tensor::from_vec(values, shape, &Device::Cpu)
 }
 

@@ -1,75 +1,185 @@
-"""Checks and times the attention and linear kernels on the device: attention.py KERNELS_FOLDER OUT [part...].
+"""Checks and times the attention kernels on the device: attention.py KERNELS_FOLDER OUT [seconds [part...]].
 
-Parts: the checks paged_decode, skinny_linear, paged_prefill, segment_attention, paged_prefill_sm90; the timings decode, linear, prefill,
-prefill_sm90, segment. All of them if none is named."""
+Builds every variant with nvcc at once, checks each against float64, times each, and FlashAttention-3 beside them on the same card where
+$VLLM_SITE (a folder for sys.path) has vllm. Rows go to OUT/attention.json as they come. The parts run in a process of their own: where
+one dies or hangs, the rest goes on without it. What runs under compute-sanitizer: `attention.py FOLDER OUT 0 sanitize`."""
 import json
 import os
+import select
+import subprocess
 import sys
 import time
 import traceback
 
-import torch
-
-import decode
-import device
-import linear
-import prefill
-
+# Name: (file, flags). Those of paged_prefill_sm90 are checked and timed each.
 VARIANTS = {
     "paged_decode": ("paged_decode", []),
+    "decode_stages4": ("paged_decode", ["-DDECODE_STAGES=4"]),
     "paged_prefill": ("paged_prefill", []),
-    "paged_prefill_sm90": ("paged_prefill_sm90", []),
     "segment_attention": ("segment_attention", []),
-    "skinny_linear": ("skinny_linear", []),
+    "sm90": ("paged_prefill_sm90", []),
+    "sm90_no_turns": ("paged_prefill_sm90", ["-DPREFILL_TURNS=0"]),
+    "sm90_exact_base": ("paged_prefill_sm90", ["-DPREFILL_MARGIN=0.0f"]),
 }
+SANITIZED = ("paged_decode", "paged_prefill", "segment_attention", "sm90")
+SILENCE_S = 40  # Without a line from the process at work, it is taken for hung.
 
 
-def show(row):
-    print("  ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()), flush=True)
+def parts_of(modules, copy):
+    """Name: function that yields rows. Imported late: only the process at work has a context."""
+    import decode
+    import prefill
+
+    hopper = {name: module for name, module in modules.items() if VARIANTS[name][0] == "paged_prefill_sm90"}
+    decodes = {name: module for name, module in modules.items() if VARIANTS[name][0] == "paged_decode"}
+    parts = {}
+
+    def add(name, run):
+        parts[name] = run
+
+    def checked(run):
+        begin = time.time()
+        return [{"error_over_plain": run(), "s": time.time() - begin}]
+
+    for name, module in hopper.items():
+        add(f"check prefill {name}", lambda module=module: checked(lambda: max(prefill.check_prefill(module, True, turns) for turns in (True, False))))
+        add(f"check segments {name}", lambda module=module: checked(lambda: prefill.check_segment(modules["segment_attention"], module)))
+    for name, module in decodes.items():
+        add(f"check decode {name}", lambda name=name, module=module: checked(lambda: decode.check_decode(module, decode.STAGES.get(name, 3))))
+    add("check prefill generic", lambda: checked(lambda: prefill.check_prefill(modules["paged_prefill"], False)))
+    add("check segments generic", lambda: checked(lambda: prefill.check_segment(modules["segment_attention"])))
+    add("time prefill fa3", lambda: prefill.time_fa3())
+    for name, module in hopper.items():
+        orders = ("lpt", "local") if name == "sm90" else ("local",)
+        for order in orders:
+            add(f"time prefill {name} {order}", lambda module=module, order=order: prefill.time_prefill(module, True, True, order))
+    add("time prefill sm90 one block a tile", lambda: prefill.time_prefill(hopper["sm90"], True, False, "local"))
+    for name, module in hopper.items():
+        if name != "sm90_exact_base":
+            add(f"time segments {name}", lambda module=module: prefill.time_segment(modules["segment_attention"], module))
+    add("time decode fa3", lambda: decode.time_fa3(copy))
+    for name, module in decodes.items():
+        add(f"time decode {name}", lambda name=name, module=module: decode.time_decode(module, copy, decode.STAGES.get(name, 3)))
+    add("time decode mixed", lambda: [decode.time_mixed(decodes["paged_decode"], copy)])
+    add("time prefill generic", lambda: prefill.time_prefill(modules["paged_prefill"], False))
+    add("time segments generic", lambda: prefill.time_segment(modules["segment_attention"]))
+    return parts
+
+
+def work(cubins, wanted, skipped):
+    """The process at work: a line of JSON for every part begun, every row, every failure."""
+    import torch
+
+    import device
+
+    say = lambda **row: print("ROW " + json.dumps(row), flush=True)
+    if wanted == ["sanitize"]:
+        import sanitize
+
+        sanitize.run({name: device.Module(path) for name, path in cubins.items()})
+        return
+    modules = {}
+    for name, path in cubins.items():
+        modules[name] = device.Module(path)
+    copy = device.copy_bytes_per_s()
+    say(part="copy", gpu=torch.cuda.get_device_name(), copy_TB_s=copy / 1e12)
+    for part, run in parts_of(modules, copy).items():
+        if part in skipped or (wanted and part not in wanted):
+            continue
+        say(begin=part)
+        try:
+            for row in run():
+                say(part=part, **row)
+        except Exception as error:  # The other parts still run, if the context does.
+            traceback.print_exc()
+            say(part=part, failed=str(error)[:500])
+            torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
+def show(row, begin):
+    cells = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items() if key != "part"]
+    print(f"{time.time() - begin:5.0f} s  {row['part']}:  " + "  ".join(cells), flush=True)
 
 
 def main():
-    names = [argument for argument in sys.argv[3:] if not argument.startswith("-")]
-    folder, out, parts = sys.argv[1], sys.argv[2], names
+    import device
+
+    folder, out = sys.argv[1], sys.argv[2]
+    limit, wanted = float(sys.argv[3]) if len(sys.argv) > 3 else 110.0, sys.argv[4:]
     begin = time.time()
-    variants = {name: value for name, value in VARIANTS.items() if os.path.exists(f"{folder}/{value[0]}.cu")}
-    modules = {name: device.Module(path) for name, path in device.compile_all(folder, out, variants).items()}
-    copy = device.copy_bytes_per_s()
-    report = {"gpu": torch.cuda.get_device_name(), "copy_TB_s": copy / 1e12, "rows": []}
-    print(f"{report['gpu']}: copy {copy / 1e12:.2f} TB/s; compiled {sorted(modules)}; {time.time() - begin:.0f} s", flush=True)
-    hopper = modules.get("paged_prefill_sm90")
-    checks = {
-        "paged_decode": lambda: decode.check_decode(modules["paged_decode"]),
-        "skinny_linear": lambda: linear.check_linear(modules["skinny_linear"]),
-        "paged_prefill": lambda: prefill.check_prefill(modules["paged_prefill"], False),
-        "segment_attention": lambda: prefill.check_segment(modules["segment_attention"]),
-        "paged_prefill_sm90": lambda: prefill.check_prefill(hopper, True),
-    }
-    timings = {
-        "decode": lambda: decode.time_decode(modules["paged_decode"], copy) + [decode.time_mixed(modules["paged_decode"], copy)],
-        "linear": lambda: linear.time_linear(modules["skinny_linear"], copy) + [linear.time_layer(modules["skinny_linear"], copy, m) for m in (1, 8)],
-        "prefill": lambda: prefill.time_prefill(modules["paged_prefill"], False),
-        "prefill_sm90": lambda: prefill.time_prefill(hopper, True),
-        "segment": lambda: prefill.time_segment(modules["segment_attention"]),
-    }
-    parts = parts or [*checks, *timings]
-    for name, check in checks.items():
-        if name in modules and name in parts:
+    chosen = {name: VARIANTS[name] for name in SANITIZED} if wanted == ["sanitize"] else VARIANTS
+    cubins = device.compile_all(folder, out, chosen)
+    print(f"{len(cubins)} of {len(chosen)} variants compiled, {time.time() - begin:.0f} s", flush=True)
+    if wanted == ["sanitize"]:
+        work(cubins, wanted, [])
+        return
+    report = {"rows": []}
+
+    def keep(row):
+        report["rows"].append(row)
+        show(row, begin)
+        with open(os.path.join(out, "attention.json"), "w") as file:
+            json.dump(report, file, indent=1)
+
+    done, ended = [], False
+    while not ended and time.time() - begin < limit:
+        request = json.dumps([cubins, wanted, done])
+        process = subprocess.Popen([sys.executable, "-u", __file__, "--work", request], stdout=subprocess.PIPE)
+        at = None
+        for line in lines_of(process.stdout.fileno(), lambda: min(SILENCE_S, limit - (time.time() - begin))):
+            if not line.startswith("ROW "):
+                print(line.rstrip(), flush=True)
+                continue
+            row = json.loads(line[4:])
+            if "begin" in row:
+                at = row["begin"]
+                done.append(at)
+            else:
+                keep(row)
+        if process.poll() is None:
             try:
-                show({"check": name, "error_over_plain": check(), "s": time.time() - begin})
-            except Exception:  # The other parts still run.
-                traceback.print_exc()
-    for name, timing in timings.items():
-        if name in parts:
-            try:
-                for row in timing():
-                    report["rows"].append(row)
-                    show(row)
-                print(f"{name}: {time.time() - begin:.0f} s", flush=True)
-            except Exception:
-                traceback.print_exc()
-    with open(os.path.join(out, f"kernels-{parts[-1]}.json"), "w") as file:
-        json.dump(report, file, indent=1)
+                process.wait(2)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        ended = process.returncode == 0 or at is None
+        if process.returncode != 0:
+            keep({"part": at or "start", "failed": f"the process ended with {process.returncode}"})
+    table(report["rows"])
+    # Cubins are for this run only.
+    for path in cubins.values():
+        os.remove(path)
 
 
-main()
+def lines_of(file, left):
+    """Lines as they come, until the end of the file, or none for `left()` seconds."""
+    text = b""
+    while left() > 0 and select.select([file], [], [], left())[0]:
+        more = os.read(file, 1 << 16)
+        if not more:
+            return
+        *lines, text = (text + more).split(b"\n")
+        yield from (line.decode(errors="replace") for line in lines)
+
+
+def table(rows):
+    """Prefill beside FlashAttention-3 of the same run, or of the stored run on an H200."""
+    stored = {(16, 1024): 393.8, (4, 4096): 505.0, (1, 16384): 572.6}
+    own = {(row["batch"], row["length"]): row["TFLOP_s"] for row in rows if row["part"] == "time prefill fa3" and "TFLOP_s" in row}
+    fa3 = own or stored
+    print(f"\nprefill TFLOP/s and share of FA3 ({'this run' if own else 'stored, H200'}):")
+    for row in rows:
+        if row["part"].startswith("time prefill") and "TFLOP_s" in row:
+            base = fa3.get((row["batch"], row["length"]))
+            print(f"  {row['part']:44} {row['batch']:3} x {row['length']:6} {row['TFLOP_s']:7.1f}" + (f" {row['TFLOP_s'] / base:6.3f}" if base else ""))
+    print("worst error over plain bf16 (bar 2), by check:")
+    for row in rows:
+        if row["part"].startswith("check"):
+            print(f"  {row['part']:44} {row.get('error_over_plain', row.get('failed'))}", flush=True)
+
+
+if len(sys.argv) > 2 and sys.argv[1] == "--work":
+    work(*json.loads(sys.argv[2]))
+else:
+    main()

@@ -1,11 +1,17 @@
 """paged_decode: checks and timings."""
+import math
+
 import torch
 
+import fa3
 from device import median_us, multiprocessors, worst
 from pages import Pages
 
 FA3_TBS = {(1, 8192): 1.145, (1, 131072): 3.657, (8, 4096): 2.584, (32, 1024): 2.518, (32, 8192): 4.163, (128, 1024): 3.526,
            (128, 4096): 4.320, (256, 1024): 3.796}
+
+# Of builds with another ring than three stages.
+STAGES = {"decode_stages4": 4}
 
 
 def shared_bytes(sequences, stages=3):
@@ -27,7 +33,7 @@ class Decode:
                            p.dim**-0.5, overlap=overlap)
 
 
-def check_decode(module):
+def check_decode(module, stages=3):
     """Returns the largest ratio of errors."""
     largest = 0.0
     for dim, group, kv_heads, block_tokens in ((128, 4, 2, 16), (128, 1, 3, 8), (128, 7, 1, 32), (128, 8, 2, 64), (128, 16, 1, 16), (64, 4, 2, 16),
@@ -36,7 +42,7 @@ def check_decode(module):
         rows = [1] * len(contexts)
         rows[4] = 3  # Not this kernel's: its output stays as it was.
         pages = Pages(contexts, rows, kv_heads, group, dim, block_tokens)
-        decode = Decode(module, pages)
+        decode = Decode(module, pages, stages)
         for _ in range(3):  # The counters must come back to zero.
             out = pages.poisoned()
             decode(out)
@@ -56,23 +62,38 @@ def check_decode(module):
     return largest
 
 
+def sets_of(batch, context):
+    """Pages of as many batches as it takes to read none from the L2, and their bytes."""
+    size = batch * context * 8 * 128 * 4
+    return [Pages([context] * batch, [1] * batch, 8, 4, 128, poison=False) for _ in range(max(1, min(8, math.ceil((400 << 20) / size))))], size
+
+
+def row_of(kernel, batch, context, us, size, copy):
+    rate = size / us * 1e6
+    return {"kernel": kernel, "batch": batch, "context": context, "us": us, "TB_s": rate / 1e12, "of_copy": rate / copy,
+            "of_fa3_h200": rate / 1e12 / FA3_TBS.get((batch, context), float("nan"))}
+
+
 def time_decode(module, copy, stages=3, cases=None, blocks=None):
-    rows = []
     for batch, context in cases or list(FA3_TBS) + [(512, 1024), (48, 2048)]:
-        size = batch * context * 8 * 128 * 4
-        sets = max(1, min(8, -(-(400 << 20) // size)))
-        all_pages = [Pages([context] * batch, [1] * batch, 8, 4, 128, poison=False) for _ in range(sets)]
+        all_pages, size = sets_of(batch, context)
         calls = []
         for pages in all_pages:
             decode, out = Decode(module, pages, stages, blocks), pages.poisoned()
             calls.append(lambda decode=decode, out=out: decode(out))
-        us = median_us(calls, rounds=5, chain=max(1, 8 // sets))
-        rate = size / us * 1e6
-        rows.append({"kernel": "paged_decode", "batch": batch, "context": context, "us": us, "TB_s": rate / 1e12, "of_copy": rate / copy,
-                     "fa3_h200_of_copy": FA3_TBS.get((batch, context), float("nan")) / 4.257})
+        us = median_us(calls, rounds=7, chain=max(1, 8 // len(calls)))
+        yield row_of("paged_decode", batch, context, us, size, copy)
         del all_pages, calls
         torch.cuda.empty_cache()
-    return rows
+
+
+def time_fa3(copy):
+    for batch, context in FA3_TBS:
+        all_pages, size = sets_of(batch, context)
+        calls = [fa3.call(pages) for pages in all_pages]
+        yield row_of("fa3", batch, context, median_us(calls, rounds=7, chain=max(1, 8 // len(calls))), size, copy)
+        del all_pages, calls
+        torch.cuda.empty_cache()
 
 
 def time_mixed(module, copy):

@@ -1,4 +1,6 @@
 """Paged keys and values with random tables, references in float64, and plain bf16 attention to compare errors with."""
+import copy
+
 import torch
 
 
@@ -34,6 +36,23 @@ class Pages:
     def poisoned(self):
         return torch.full_like(self.q, 12345.0)
 
+    def guarded(self):
+        """The poisoned output with four rows around it, and the output in it."""
+        whole = torch.full((self.q.shape[0] + 8, self.q.shape[1]), 12345.0, device="cuda", dtype=torch.bfloat16)
+        return whole, whole[4:-4]
+
+    def check_guard(self, whole):
+        assert (whole[:4] == 12345.0).all() and (whole[-4:] == 12345.0).all(), "wrote outside of the output"
+
+    def only(self, i):
+        """Sequence i alone, over the same pools."""
+        alone = copy.copy(self)
+        alone.contexts, alone.rows, alone.starts = self.contexts[i:i + 1], self.rows[i:i + 1], [0, self.rows[i]]
+        alone.table, alone.context = self.table[i:i + 1].contiguous(), self.context[i:i + 1].contiguous()
+        alone.query_start = torch.tensor(alone.starts, device="cuda", dtype=torch.int32)
+        alone.q = self.q[self.starts[i]:self.starts[i + 1]].contiguous()
+        return alone
+
     def attend(self, i, dtype):
         """Sequence i in float64, or plainly in bf16: scores, probabilities and output each rounded."""
         context, rows = self.contexts[i], self.rows[i]
@@ -47,14 +66,23 @@ class Pages:
         return (p @ take(self.values)).transpose(0, 1).reshape(rows, -1)
 
 
-def prefill_tiles(pages, tile_rows, skip_single=False):
-    """The host's work list: (sequence, first packed row), longest first."""
-    tiles = []
+# Tokens of keys and values of neighbouring tiles, in order "local": as kernels/src/cuda/tiles.rs.
+WINDOW_TOKENS = 8192
+
+
+def prefill_tiles(pages, tile_rows, skip_single=False, order="lpt", padding=0):
+    """The host's work list, (sequence, first packed row), and `padding` tiles of no sequence. Order "lpt": longest first. "local": so
+    within windows of sequences that the L2 holds."""
+    windows, tokens = [[]], 0
     for i, rows in enumerate(pages.rows):
         if skip_single and rows == 1:
             continue
+        if order == "local" and windows[-1] and tokens + pages.contexts[i] > WINDOW_TOKENS:
+            windows.append([])
+            tokens = 0
+        tokens += pages.contexts[i]
         for first in range(0, rows * pages.group, tile_rows):
             seen = pages.contexts[i] - rows + min(rows, (first + tile_rows - 1) // pages.group + 1)
-            tiles.append((-seen, i, first))
-    tiles.sort()
-    return torch.tensor([(i, first) for _, i, first in tiles], device="cuda", dtype=torch.int32)
+            windows[-1].append((-(-(-seen // 128)) if order == "local" else -seen, i, first))
+    tiles = [(-1, 0)] * padding + [(i, first) for window in windows for _, i, first in sorted(window)]
+    return torch.tensor(tiles, device="cuda", dtype=torch.int32)

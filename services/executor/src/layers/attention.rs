@@ -2,7 +2,7 @@
 
 use millrace_kernels::{Backend, RopeTable};
 
-use super::{Linear, RmsNorm, TextDefaults};
+use super::{Linear, RmsNorm, Tail, TextDefaults};
 use crate::checkpoint::{Fields, Loader};
 use crate::error::ExecutorError;
 
@@ -76,7 +76,7 @@ impl<B: Backend> Attention<B> {
         })
     }
 
-    /// `x [T, H]` -> `[T, H]`; keys and values of the step's tokens go into `cache`.
+    /// `x [T, H]` -> `[T, H]`, or with a `tail` its rows alone; keys and values of all the step's tokens go into `cache`.
     ///
     /// # Errors
     /// Shapes do not fit, or a block table is too short.
@@ -86,12 +86,17 @@ impl<B: Backend> Attention<B> {
         x: &B::Tensor,
         rope: &RopeTable<B::Tensor>,
         batch: &B::Batch,
+        tail: Option<Tail<'_, B>>,
         cache: &mut B::KvCache,
     ) -> Result<B::Tensor, ExecutorError> {
         let qkv = self.qkv.forward(backend, x)?;
         let (q_norm, k_norm) = (self.q_norm.weight(), self.k_norm.weight());
-        let q = backend.qkv_norm_rope_cache_write(&qkv, q_norm, k_norm, self.eps, rope, batch, cache)?;
-        let attended = backend.paged_attention(&q, batch, cache, self.scale)?;
+        let mut q = backend.qkv_norm_rope_cache_write(&qkv, q_norm, k_norm, self.eps, rope, batch, cache)?;
+        let mut queries = batch;
+        if let Some(Tail { rows, batch }) = tail {
+            (q, queries) = (backend.gather_rows(&q, rows)?, batch);
+        }
+        let attended = backend.paged_attention(&q, queries, cache, self.scale)?;
         self.output.forward(backend, &attended)
     }
 }

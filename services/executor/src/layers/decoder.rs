@@ -1,7 +1,7 @@
 //! A stack of pre-norm decoder layers over paged caches. Which attention and which feed-forward a layer has is its own
 //! affair; additions from outside (deepstack) enter between layers.
 
-use millrace_kernels::{Backend, RopeTable};
+use millrace_kernels::{Backend, RopeTable, Staged};
 
 use super::{Attention, Ffn, LatentAttention, RmsNorm};
 use crate::checkpoint::Loader;
@@ -22,14 +22,36 @@ impl<B: Backend> Mixer<B> {
         x: &B::Tensor,
         rope: &RopeTable<B::Tensor>,
         batch: &B::Batch,
+        tail: Option<Tail<'_, B>>,
         cache: &mut B::KvCache,
     ) -> Result<B::Tensor, ExecutorError> {
         match self {
-            Self::Grouped(attention) => attention.forward(backend, x, rope, batch, cache),
-            Self::Latent(attention) => attention.forward(backend, x, rope, batch, cache),
+            Self::Grouped(attention) => attention.forward(backend, x, rope, batch, tail, cache),
+            Self::Latent(attention) => {
+                // A row that is alone in its batch takes another form: all of them attend together, as they are.
+                let attended = attention.forward(backend, x, rope, batch, cache)?;
+                tail.map_or(Ok(attended.clone()), |tail| Ok(backend.gather_rows(&attended, tail.rows)?))
+            }
         }
     }
 }
+
+/// The rows of a step whose logits are wanted, and the batch that they are by themselves.
+pub struct Tail<'a, B: Backend> {
+    /// Rows of the step.
+    pub rows: &'a B::Indices,
+    /// Their extents.
+    pub batch: &'a B::Batch,
+}
+
+// By hand: a derive would ask for `B: Clone`, and these are references.
+impl<B: Backend> Clone for Tail<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Tail<'_, B> {}
 
 /// One layer: `h += attention(norm(h)); h += ffn(norm(h))`.
 pub struct DecoderLayer<B: Backend> {
@@ -81,7 +103,9 @@ impl<B: Backend> Decoder<B> {
         Self { layers }
     }
 
-    /// `x [T, H]` -> `[T, H]`, before the final norm. `caches` holds one pool for each layer.
+    /// `x [T, H]` -> `[rows, H]` of the rows whose logits are wanted, before the final norm. `caches` holds one pool for each
+    /// layer. The last layer computes nothing for other rows but keys and values, where the step has a tail and nothing is added
+    /// behind that layer.
     ///
     /// # Errors
     /// Shapes do not fit.
@@ -90,10 +114,13 @@ impl<B: Backend> Decoder<B> {
         backend: &B,
         x: B::Tensor,
         rope: &RopeTable<B::Tensor>,
-        batch: &B::Batch,
+        staged: &Staged<B>,
         caches: &mut [B::KvCache],
         additions: &[RowAddition<B>],
     ) -> Result<B::Tensor, ExecutorError> {
+        let (last, rows) = (self.layers.len().saturating_sub(1), &staged.logit_rows);
+        let whole = additions.iter().any(|addition| addition.layer == last);
+        let tail = staged.tail.as_ref().filter(|_| !whole).map(|batch| Tail { rows, batch });
         let mut hidden = x;
         // The last sublayer's output, not yet added: the sum is fused with the next norm.
         let mut pending: Option<B::Tensor> = None;
@@ -106,7 +133,11 @@ impl<B: Backend> Decoder<B> {
                     (hidden, normed)
                 }
             };
-            let attended = layer.attention.forward(backend, &normed, rope, batch, cache)?;
+            let tail = tail.filter(|_| index == last);
+            let attended = layer.attention.forward(backend, &normed, rope, &staged.batch, tail, cache)?;
+            if tail.is_some() {
+                hidden = backend.gather_rows(&hidden, rows)?;
+            }
             let (sum, normed) = layer.post_norm.add_forward(backend, &hidden, &attended)?;
             hidden = sum;
             let mut output = Some(layer.ffn.forward(backend, &normed)?);
@@ -118,9 +149,9 @@ impl<B: Backend> Decoder<B> {
             }
             pending = output;
         }
-        match pending {
-            Some(last) => Ok(backend.add(&hidden, &last)?),
-            None => Ok(hidden),
+        if let Some(last) = pending {
+            hidden = backend.add(&hidden, &last)?;
         }
+        if tail.is_some() { Ok(hidden) } else { Ok(backend.gather_rows(&hidden, rows)?) }
     }
 }

@@ -40,13 +40,12 @@ impl<B: Backend> LmHead<B> {
         Ok(backend.embed(&self.embedding, ids)?)
     }
 
-    /// Logits `[rows, V]` of those rows of `x [T, H]`: what is not sampled is not projected.
+    /// Logits `[rows, V]` of `x [rows, H]`.
     ///
     /// # Errors
-    /// A row outside `x`.
-    pub fn logits(&self, backend: &B, x: &B::Tensor, rows: &B::Indices) -> Result<B::Tensor, ExecutorError> {
-        let picked = backend.gather_rows(x, rows)?;
-        let normed = self.norm.forward(backend, &picked)?;
+    /// Another row length.
+    pub fn logits(&self, backend: &B, x: &B::Tensor) -> Result<B::Tensor, ExecutorError> {
+        let normed = self.norm.forward(backend, x)?;
         Ok(backend.linear(&normed, &self.head, None)?)
     }
 }

@@ -58,7 +58,7 @@ impl<B: Backend> LanguageModel<B> {
             }
         }
         let rope = backend.rope_table(&self.frequencies, &batch.staged.positions)?;
-        let hidden = self.decoder.forward(backend, x, &rope, &batch.staged.batch, caches, &additions)?;
-        self.head.logits(backend, &hidden, &batch.staged.logit_rows)
+        let hidden = self.decoder.forward(backend, x, &rope, batch.staged, caches, &additions)?;
+        self.head.logits(backend, &hidden)
     }
 }

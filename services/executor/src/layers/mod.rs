@@ -17,7 +17,7 @@ pub mod text_config;
 pub mod vision;
 
 pub use attention::{Attention, AttentionShape};
-pub use decoder::{Decoder, DecoderLayer, Mixer};
+pub use decoder::{Decoder, DecoderLayer, Mixer, Tail};
 pub use draft::DraftLayer;
 pub use ffn::{Ffn, SwiGlu};
 pub use head::LmHead;

@@ -101,8 +101,9 @@ impl<B: Backend> Backend for MutantBackend<B> {
         forward: &mut Forward<'_, Self, E>,
     ) -> Result<B::Logits, E> {
         self.inner.step(inputs, &mut |staged: &Staged<B>| {
-            let (ids, positions) = (staged.ids.clone(), staged.positions.clone());
-            forward(&Staged { ids, positions, batch: staged.batch.clone(), logit_rows: staged.logit_rows.clone() })
+            let Staged { ids, positions, batch, logit_rows, tail } = staged;
+            let (ids, positions, batch) = (ids.clone(), positions.clone(), batch.clone());
+            forward(&Staged { ids, positions, batch, logit_rows: logit_rows.clone(), tail: tail.clone() })
         })
     }
 

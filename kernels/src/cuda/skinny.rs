@@ -1,0 +1,170 @@
+//! Linears of few rows by our own kernels: which one takes a problem, and its launch.
+//!
+//! On Hopper the copy engine streams the weights (skinny_linear_sm90.cu); elsewhere every thread streams its own (skinny_linear.cu).
+
+use super::driver::{Argument, Driver, Launch};
+use super::tensor::CudaTensor;
+use crate::error::KernelError;
+
+/// Kernels of the two files.
+pub(super) const KERNELS: &[(&str, &[&str])] = &[("skinny_linear", &OWN), ("skinny_linear_sm90", &STREAMED)];
+
+/// By blocks of 16 weight rows in a tile and batches of 8 rows of x; the gated ones last.
+const OWN: [&str; 6] = [
+    "skinny_linear_r1_b1",
+    "skinny_linear_r1_b2",
+    "skinny_linear_r2_b1",
+    "skinny_linear_r2_b2",
+    "skinny_swiglu_b1",
+    "skinny_swiglu_b2",
+];
+/// By blocks of 64 weight rows in a tile and batches of 8 rows of x; the gated ones last.
+const STREAMED: [&str; 6] = [
+    "stream_linear_b1_c8",
+    "stream_linear_b1_c16",
+    "stream_linear_b2_c8",
+    "stream_linear_b2_c16",
+    "stream_swiglu_c8",
+    "stream_swiglu_c16",
+];
+/// Rows that they take at most.
+const MOST_ROWS: usize = 16;
+/// Blocks that share a multiprocessor.
+const RESIDENT: usize = 2;
+/// Rows up to which threads stream for themselves even on Hopper.
+const OWN_ROWS: usize = 8;
+/// Elsewhere: rows up to which they are faster than cuBLASLt whatever the weight, and elements of a weight up to which they are with more.
+const OWN_ALWAYS: usize = 8;
+const SMALL_WEIGHT: usize = 11 << 20;
+/// Inputs of one step of skinny_linear_sm90.cu, weight rows of its boxes, and blocks that share a tile at most.
+const SPAN: usize = 64;
+const BOX_ROWS: usize = 64;
+const MOST_CLUSTER: usize = 8;
+
+/// A launch: kernel, blocks, threads and dynamic shared memory of each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Skinny {
+    kernel: &'static str,
+    blocks: usize,
+    threads: u32,
+    shared: usize,
+    /// Of a kernel that takes tensor maps: blocks that share a tile, and rows of x in a box.
+    streamed: Option<Streamed>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Streamed {
+    cluster: usize,
+    columns: usize,
+}
+
+/// The launch for `rows x inputs x outputs`, if a kernel takes it. `gated`: outputs are gate and up rows.
+fn choose(sizes: [usize; 3], gated: bool, multiprocessors: usize, capability: (i32, i32)) -> Option<Skinny> {
+    let [rows, inputs, outputs] = sizes;
+    if rows == 0 || rows > MOST_ROWS || !inputs.is_multiple_of(8) || (gated && !outputs.is_multiple_of(2)) {
+        return None;
+    }
+    let hopper = capability == (9, 0);
+    if hopper && rows > OWN_ROWS {
+        return Some(streamed(sizes, gated, multiprocessors));
+    }
+    (rows <= OWN_ALWAYS || inputs * outputs <= SMALL_WEIGHT).then(|| own(sizes, gated, multiprocessors))
+}
+
+fn own([rows, _, outputs]: [usize; 3], gated: bool, multiprocessors: usize) -> Skinny {
+    let batches = rows.div_ceil(8);
+    let resident = RESIDENT * multiprocessors;
+    // Wider tiles read x half as often; narrower ones keep every block busy where outputs are few.
+    let blocks_of_rows = if gated || outputs >= 32 * 2 * resident { 2 } else { 1 };
+    let kernel = OWN[if gated { 4 } else { 2 * (blocks_of_rows - 1) } + batches - 1];
+    let blocks = outputs.div_ceil(16 * blocks_of_rows).min(resident);
+    Skinny { kernel, blocks, threads: 256, shared: 98_304 + 8_192 * (blocks_of_rows * batches).min(2), streamed: None }
+}
+
+fn streamed([rows, inputs, outputs]: [usize; 3], gated: bool, multiprocessors: usize) -> Skinny {
+    let batches = rows.div_ceil(8);
+    let kernel = STREAMED[if gated { 4 } else { 2 } + batches - 1];
+    let tiles = if gated { (outputs / 2).div_ceil(BOX_ROWS) } else { outputs.div_ceil(2 * BOX_ROWS) };
+    // Split until most places for blocks are taken, but not so far that a block has too few steps to fill its ring. Only the
+    // weight's shape counts: a row's result must not depend on how many rows there are.
+    let enough = 7 * RESIDENT * multiprocessors / 10;
+    let mut cluster = 1;
+    while cluster < MOST_CLUSTER && tiles * cluster < enough && inputs >= 8 * cluster * SPAN {
+        cluster *= 2;
+    }
+    let columns = 8 * batches;
+    let streamed = Some(Streamed { cluster, columns });
+    Skinny { kernel, blocks: tiles * cluster, threads: 128, shared: (110 << 10) + 128, streamed }
+}
+
+/// Lets the kernels use the shared memory that they need.
+pub(super) fn prepare(driver: &Driver) -> Result<(), KernelError> {
+    KERNELS
+        .iter()
+        .flat_map(|(_, names)| names.iter())
+        .try_for_each(|kernel| driver.allow_shared(kernel, driver.shared_bytes))
+}
+
+/// `out [T, N] = x [T, K] w [N, K]^T (+ bias [N])`, or with `gated` its SwiGLU `[T, N / 2]`, in one launch. False if no kernel takes
+/// these sizes; they are not empty, and the caller checked the shapes.
+pub(super) fn run(
+    driver: &Driver,
+    [x, w, out]: [&CudaTensor; 3],
+    bias: Option<&CudaTensor>,
+    sizes: [usize; 3],
+    gated: bool,
+) -> Result<bool, KernelError> {
+    let launch = choose(sizes, gated, driver.multiprocessors, driver.capability);
+    let Some(launch) = launch.filter(|launch| launch.shared <= driver.shared_bytes) else { return Ok(false) };
+    let [rows, inputs, outputs] = sizes;
+    let (x, w) = match launch.streamed {
+        Some(Streamed { columns, .. }) => (
+            driver.matrix_map(x.address(), [rows, inputs], [columns, SPAN])?,
+            driver.matrix_map(w.address(), [outputs, inputs], [BOX_ROWS, SPAN])?,
+        ),
+        None => (x.argument(), w.argument()),
+    };
+    let bias = Argument::Pointer(bias.map_or(0, CudaTensor::address));
+    let [rows, inputs, outputs] = sizes.map(|size| Argument::Int(size as i32));
+    let arguments = [x, w, bias, out.argument(), rows, outputs, inputs];
+    let shape = Launch::rows(launch.blocks, launch.threads).shared(launch.shared);
+    let shape = launch.streamed.map_or(shape, |streamed| shape.cluster(streamed.cluster));
+    driver.launch(launch.kernel, shape, &arguments)?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kernel(sizes: [usize; 3], gated: bool, capability: (i32, i32)) -> Option<(&'static str, usize, usize)> {
+        let launch = choose(sizes, gated, 132, capability)?;
+        Some((launch.kernel, launch.blocks, launch.streamed.map_or(0, |streamed| streamed.cluster)))
+    }
+
+    #[test]
+    fn few_rows_take_our_kernels() {
+        for capability in [(8, 0), (9, 0)] {
+            let kernel = |sizes, gated| kernel(sizes, gated, capability);
+            assert_eq!(kernel([1, 2560, 6144], false), Some(("skinny_linear_r1_b1", 264, 0)));
+            assert_eq!(kernel([8, 2560, 151_936], false), Some(("skinny_linear_r2_b1", 264, 0)));
+            assert_eq!(kernel([4, 2560, 19_456], true), Some(("skinny_swiglu_b1", 264, 0)));
+            assert_eq!(kernel([17, 2560, 6144], false), None);
+            assert_eq!(kernel([1, 2561, 6144], false), None);
+            assert_eq!(kernel([1, 2560, 6145], true), None);
+        }
+        assert_eq!(kernel([9, 4096, 2560], false, (8, 0)), Some(("skinny_linear_r1_b2", 160, 0)));
+        assert_eq!(kernel([12, 1024, 2048], true, (8, 0)), Some(("skinny_swiglu_b2", 64, 0)));
+        assert_eq!(kernel([9, 2560, 19_456], false, (8, 0)), None);
+    }
+
+    #[test]
+    fn hopper_streams_by_the_copy_engine_and_splits_inputs_where_outputs_are_few() {
+        let kernel = |sizes, gated| kernel(sizes, gated, (9, 0));
+        assert_eq!(kernel([16, 2560, 6144], false), Some(("stream_linear_b2_c16", 192, 4)));
+        assert_eq!(kernel([9, 4096, 2560], false), Some(("stream_linear_b2_c16", 160, 8)));
+        assert_eq!(kernel([16, 2560, 19_456], true), Some(("stream_swiglu_c16", 304, 2)));
+        assert_eq!(kernel([16, 2560, 151_936], false), Some(("stream_linear_b2_c16", 1187, 1)));
+        assert_eq!(kernel([13, 8, 2], true), Some(("stream_swiglu_c16", 1, 1)));
+    }
+}

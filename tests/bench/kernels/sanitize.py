@@ -1,0 +1,31 @@
+"""Every specialised attention kernel once, small: what sanitize.sh runs under compute-sanitizer. Compares nothing but counts."""
+import torch
+
+from decode import Decode
+from pages import Pages
+from prefill import Prefill, Segment
+
+
+def run(modules):
+    extents = ((1, 1), (3, 3), (70, 300), (1, 65), (33, 33), (1, 0))
+    for dim, group in ((128, 4), (64, 3)):
+        pages = Pages([context for _, context in extents], [rows for rows, _ in extents], 2, group, dim)
+        for turns in (True, False):
+            out = pages.poisoned()
+            Prefill(modules["sm90"], pages, True, turns, padding=1)(out)
+            torch.cuda.synchronize()
+            assert not (out == 12345.0).all(1).any(), "rows left"
+        out = pages.poisoned()
+        Prefill(modules["paged_prefill"], pages)(out)
+    for hopper in (modules["sm90"], None):
+        Segment(modules["segment_attention"], [1, 130, 0, 64], 2, 64, hopper, padded=True)()
+        torch.cuda.synchronize()
+    for dim, group in ((128, 4), (128, 16), (64, 4), (64, 16)):
+        pages = Pages([1, 15, 64, 700, 0], [1] * 5, 2, group, dim)
+        decode = Decode(modules["paged_decode"], pages, blocks=7)
+        for _ in range(2):
+            out = pages.poisoned()
+            decode(out)
+            torch.cuda.synchronize()
+            assert not (out == 12345.0).all(1).any(), "rows left"
+    print("sanitize: all ran", flush=True)
