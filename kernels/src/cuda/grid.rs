@@ -1,15 +1,16 @@
 //! Launches of `grid.cu`: what a run of a vision tower needs of its patch grids.
 
 use super::CudaBackend;
-use super::attention::segment_kernel;
 use super::driver::{Argument, Launch};
 use super::tensor::{CudaGeometry, CudaTensor};
-use super::tiles;
+use super::{attention, tiles};
 use crate::backend::Segments;
 use crate::error::KernelError;
 use crate::grid::{self, PatchGrids};
 use crate::view::shape_error;
 
+/// Rows of a tile where no kernel takes tiles.
+const ANY_TILE_ROWS: usize = 64;
 /// Bytes of a word.
 const WORD: usize = 4;
 
@@ -35,9 +36,9 @@ impl CudaBackend {
         words.extend(grids.sizes.as_flattened());
         let frequencies = words.len();
         words.extend(inverse.iter().map(|frequency| frequency.to_bits()));
-        // A kernel takes tiles of its own size; each frequency turns two pairs of a head, one by rows and one by columns.
-        let kernel = segment_kernel(4 * inverse.len(), self.driver.capability);
-        let list = tiles::segments(&segments, kernel.map_or(64, |kernel| kernel.tile_rows));
+        // A kernel takes tiles of its own size, and which one it will be follows from the head: four angles for a frequency.
+        let segment = attention::segment_kernel(4 * inverse.len(), self.driver.capability);
+        let list = tiles::segments(&segments, segment.map_or(ANY_TILE_ROWS, |kernel| kernel.tile_rows));
         let staged = self.staged(&words)?;
         let (start, tiles) = (self.staged(&segments)?, self.staged(list.as_flattened())?);
         let [count, patches, merge] = [grids.sizes.len(), patches as usize, grids.merge as usize];

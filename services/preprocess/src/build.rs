@@ -1,5 +1,7 @@
 //! Second stage: decode and patchify images and frame lists, render and tokenise the prompt, place the media in it.
 
+use std::borrow::Cow;
+
 use millrace_protocol::{ErrorCode, JobError, JobId, JobRequest};
 
 use crate::chat_template::TemplateInput;
@@ -125,26 +127,26 @@ impl Preparer {
     ) -> Result<VideoPatches, JobError> {
         let settings = &vision.processor.video;
         let count = frames.len() as u32;
-        let mut writer: Option<(FrameWriter, (u32, u32))> = None;
-        for (index, frame) in frames.iter().enumerate() {
-            let rgb = self.decode(frame)?;
-            let size = (rgb.height, rgb.width);
-            let (writer, first) = match &mut writer {
-                Some(open) => open,
-                None => writer.insert((FrameWriter::new(size, count, settings, self.dtype, left)?, size)),
+        let Some(first) = frames.first() else {
+            return Err(JobError::new(ErrorCode::InvalidValue, "a frame list is empty: send at least two frames"));
+        };
+        let first = self.decode(first)?;
+        let size = (first.height, first.width);
+        let mut writer = FrameWriter::new(size, count, settings, self.dtype, left)?;
+        writer.write_all(|index| {
+            let rgb = match frames.get(index).filter(|_| index > 0) {
+                None => Cow::Borrowed(&first),
+                Some(frame) => Cow::Owned(self.decode(frame)?),
             };
-            if size != *first {
+            if (rgb.height, rgb.width) != size {
                 let text = format!(
                     "frame {index} has {} x {} pixels and frame 0 {} x {}: send frames of one size",
-                    size.1, size.0, first.1, first.0
+                    rgb.width, rgb.height, size.1, size.0
                 );
                 return Err(JobError::new(ErrorCode::InvalidValue, text));
             }
-            writer.write_here(&rgb)?;
-        }
-        let Some((writer, _)) = writer else {
-            return Err(JobError::new(ErrorCode::InvalidValue, "a frame list is empty: send at least two frames"));
-        };
+            Ok(rgb)
+        })?;
         writer.finish(timestamp_texts(indices, fps, settings.pixels.temporal as usize))
     }
 

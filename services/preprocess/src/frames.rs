@@ -1,8 +1,10 @@
 //! Frames of one video on their way into patches, `temporal` frames to a group. The last frame fills up the last group.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use millrace_protocol::{ErrorCode, JobError, PageDtype};
+use rayon::prelude::*;
 
 use crate::patchify::{PatchLayout, Patchifier, Rgb};
 use crate::processor_config::VideoSettings;
@@ -76,15 +78,34 @@ impl FrameWriter {
         Ok(frame)
     }
 
-    /// Like [`FrameWriter::write`], on this thread.
+    /// All frames, groups side by side on this machine's cores: `frame` gives frame `n`, for each `n` once. Only the frames of
+    /// the groups at work are in memory.
     ///
     /// # Errors
-    /// `internal` if the frame has another size than announced.
-    pub fn write_here(&mut self, frame: &Rgb) -> Result<(), JobError> {
-        let (slot, mut group) = self.next_group();
-        let last = self.written + 1 == self.expected;
-        let fits = write_slots(&self.patchifier, &frame.pixels, slot, last, self.temporal, &mut group);
-        self.keep(fits, group)
+    /// That of the first frame that `frame` has none for; `internal` if a frame has another size than announced, or if frames
+    /// were written before.
+    pub fn write_all<'f>(
+        &mut self,
+        frame: impl Fn(usize) -> Result<Cow<'f, Rgb>, JobError> + Sync,
+    ) -> Result<(), JobError> {
+        if self.written > 0 {
+            return Err(misfit());
+        }
+        let group = |index: usize| {
+            let mut group = vec![0; self.patchifier.output_bytes()];
+            let first = index * self.temporal;
+            for n in first..(first + self.temporal).min(self.expected) {
+                let last = n + 1 == self.expected;
+                if !write_slots(&self.patchifier, &frame(n)?.pixels, n - first, last, self.temporal, &mut group) {
+                    return Err(misfit());
+                }
+            }
+            Ok(group)
+        };
+        let made: Vec<_> = (0..self.expected.div_ceil(self.temporal)).into_par_iter().map(group).collect();
+        self.groups = made.into_iter().collect::<Result<_, _>>()?;
+        self.written = self.expected;
+        Ok(())
     }
 
     /// The finished video; `times` has one text per group.
