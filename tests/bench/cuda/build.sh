@@ -12,10 +12,10 @@ server=${NATS_SERVER:-${MILLRACE_NATS_SERVER:-}}
 # Optimised as the release profile is where it counts, without its long link. One call: one set of features, one build of each crate.
 CARGO_PROFILE_DEV_OPT_LEVEL=3 cargo build --message-format=json-render-diagnostics \
   -p millrace -p millrace-kernels -p millrace-executor --features millrace/cuda,millrace-kernels/cuda,millrace-executor/cuda \
-  --bin millrace --test cuda_ops --test cuda_steps --test cuda_fault --test card --example logits > "$out/build.json"
+  --bin millrace --test cuda_ops --test cuda_steps --test cuda_fault --test cuda_memory --test cuda_engine --test card --example logits > "$out/build.json"
 python3 - "$out/build.json" "$stage" <<'PYTHON'
 import json, pathlib, shutil, sys
-wanted = {"millrace", "cuda_ops", "cuda_steps", "cuda_fault", "card", "logits"}
+wanted = {"millrace", "cuda_ops", "cuda_steps", "cuda_fault", "cuda_memory", "cuda_engine", "card", "logits"}
 for line in open(sys.argv[1]):
     record = json.loads(line)
     if record.get("executable") and record["target"]["name"] in wanted:

@@ -11,7 +11,7 @@ import subprocess
 
 from service import ROOT, environment, part
 
-TESTS = ("cuda_ops", "cuda_steps", "cuda_fault", "card")
+TESTS = ("cuda_ops", "cuda_steps", "cuda_fault", "cuda_memory", "cuda_engine", "card")
 # A tool's word for each finding; racecheck counts hazards, memcheck errors.
 SUMMARY = re.compile(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard")
 
