@@ -1,43 +1,34 @@
 // Linear layers of few rows for Hopper: y = round(x w^T (+ bias)) for 1..16 rows, one pass over the weights by the copy engine.
 //
-// A tile is BLOCKS x 64 weight rows. A cluster of 1, 2, 4 or 8 blocks shares a tile, each taking a range of its inputs; their sums meet
-// through distributed shared memory in the order of the ranges. A block is one warpgroup: thread 0 asks for tiles of 64 inputs (weights
-// and the rows of x beside them, both swizzled, zeros outside) that land in a ring, and all multiply: wgmma with the weights as its M
-// side, x as its N side of 8 or 16 columns. Weights do not depend on the kernel before, so the ring is filled before waiting for it
-// (programmatic dependent launch), and more of them are asked into the L2; x follows after.
+// A tile is 64 weight rows (gated: 64 of gate and 64 of up). A cluster of 1, 2, 4 or 8 blocks shares a tile, each taking a range of its
+// inputs; their sums meet through distributed shared memory in the order of the ranges. A block is one warpgroup: thread 0 asks for
+// tiles of 64 inputs (weights and the rows of x beside them, both swizzled, zeros outside) that land in a ring, and all multiply: wgmma
+// with the weights as its M side, x as its N side of 8 or 16 columns. Weights do not depend on the kernel before, so the ring is filled
+// before waiting for it (programmatic dependent launch); x follows after.
 // A row's result depends on the cluster's size, but not on how many rows there are.
 //
-// Grid: x = ceil(n / (64 BLOCKS)) (gated: ceil(n / 128)) x cluster, clusters of neighbours; block: 128; dynamic shared memory: 112,768
-// bytes, so that two blocks share a multiprocessor. Arguments: tensor maps of x [m, k] (boxes of COLUMNS rows x 64 inputs) and
-// w [n, k] (64 x 64), both bf16 in swizzled rows of 128 bytes; bias [n] or null, y [m, n]; k and pointers multiples of 8 and 16 bytes.
+// Grid: x = ceil(outputs / 64) x cluster, clusters of neighbours; block: 128; dynamic shared memory: 112,768 bytes, so that two blocks
+// share a multiprocessor. Arguments: tensor maps of x [m, k] (boxes of COLUMNS rows x 64 inputs) and w [n, k] (64 x 64), both bf16 in
+// swizzled rows of 128 bytes; bias [n] or null, y [m, n]; k and pointers multiples of 8 and 16 bytes.
 // Gated: w is gate rows then up rows, y [m, n / 2] = round(round(silu(gate)) up), gate and up rounded first, no bias.
-// Entries: stream_linear_b{1,2}_c{8,16}, stream_swiglu_c{8,16}: BLOCKS, COLUMNS (m at most).
+// Entries: stream_linear_c{8,16}, stream_swiglu_c{8,16}: COLUMNS, which m must not exceed.
 //
 // Bytes: 2 n k (weights, once) + 2 m k (x, once from memory) + 2 m n; through the L2 x once more for each tile: 16 columns beside 64
-// weight rows are 25 %, beside 128 rows 12.5 % (skinny_linear.cu: beside 16 rows 100 %, which is where its 16 rows stop at 0.65 of copy).
+// weight rows are 25 %, beside 128 rows 12.5 % (skinny_linear.cu: beside 16 rows 100 %, which is where its 16 rows stop).
 // In flight: up to 2 x 108 KB a multiprocessor, of 23 KB that 700 ns at 4.3 TB/s need; the rest bridges the gap between two launches.
-// Shared memory: 16 KB of a step written once, read once by wgmma at 128 bytes a cycle (160 cycles of the 2,100 that its bytes take).
-// Floor = bytes / bandwidth. Measured on an H100 (copy 3.02 TB/s), 12 layers of Qwen3-4B in one graph: 0.93 of copy for 1 to 8 rows, 0.89
-// for 12 and 16 (skinny_linear.cu 0.95, 0.91 at 8, 0.78 at 16; cuBLAS 0.79 to 0.77); the head 1.03 to 1.01.
+// Shared memory: a step's weights written once, read once by wgmma at 128 bytes a cycle, a tenth of the cycles that its bytes take.
+// Floor = bytes / bandwidth. Measured on an H100 (copy 3.02 TB/s), 12 layers of Qwen3-4B in one graph: 0.94 of copy for 1 row, 0.93 for 8,
+// 0.90 for 16 (skinny_linear.cu 0.94, 0.90, 0.78; cuBLAS 0.79 to 0.77), VL-2B 0.87, 0.85, 0.79 (0.87, 0.83, 0.71; 0.70); the head 1.03.
+// Measured and not kept, all within 3 % in the chain and slower with a decode step's small kernels between: more weights asked into the
+// L2 while waiting, releasing the next kernel late, three blocks a multiprocessor, boxes promoted to 256 bytes, plain tiles of 128 rows.
 #include "cluster.cuh"
 
 constexpr int THREADS = 128;
 #ifdef WARPGROUP_CODE
 constexpr int ROWS = 64;  // Weight rows of a product.
 constexpr int SPAN = 64;  // Inputs of a step: one swizzled row.
-#ifndef STREAM_RING_KB
-#define STREAM_RING_KB 110
-#endif
-constexpr int RING_BYTES = STREAM_RING_KB << 10;
+constexpr int RING_BYTES = 110 << 10;
 constexpr int BARRIER_BYTES = 128;
-// Steps of weights that are asked into the L2 beyond the ring before waiting.
-#ifndef STREAM_AHEAD
-#define STREAM_AHEAD 0
-#endif
-// 1: the next kernel may start when this block has asked for its last weights; 0: when it starts.
-#ifndef STREAM_LATE
-#define STREAM_LATE 0
-#endif
 constexpr int BLOCK_BYTES = ROWS * SWIZZLE_ROW;
 
 // c [64 x 8] or [64 x 16] += a b^T: both from shared memory, 16 columns of each.
@@ -62,9 +53,6 @@ __device__ __forceinline__ void fetch_box_once(unsigned to, const TensorMap& map
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
         "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
         : "memory");
-}
-__device__ __forceinline__ void prefetch_box(const TensorMap& map, int column, int row) {
-    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(&map), "r"(column), "r"(row) : "memory");
 }
 __device__ __forceinline__ unsigned long long policy_once() {
     unsigned long long policy;
@@ -92,27 +80,27 @@ __device__ __forceinline__ void send(unsigned to, float a, float b, unsigned bar
                  : "memory");
 }
 
-template <int BLOCKS, int COLUMNS, bool GATED>
+template <int COLUMNS, bool GATED>
 __device__ void stream(const TensorMap& inputs, const TensorMap& weights, const bf16* bias, bf16* y, int m, int n, int k) {
     extern __shared__ __align__(1024) unsigned char shared[];
+    constexpr int BLOCKS = GATED ? 2 : 1;  // Of 64 weight rows in a tile: gate and up.
     constexpr int STAGE_BYTES = BLOCKS * BLOCK_BYTES + COLUMNS * SWIZZLE_ROW;
     constexpr int STAGES = RING_BYTES / STAGE_BYTES;
     constexpr int PITCH = COLUMNS + 2;  // Of a row of sums: neighbouring rows in different banks.
-    static_assert(!GATED || BLOCKS == 2, "a gate block and an up block");
     static_assert(STAGES * 8 + 8 <= BARRIER_BYTES && BLOCKS * ROWS * PITCH * 4 <= RING_BYTES, "barriers beyond the ring, sums in it");
     const int rank = int(cluster_rank()), ranks = cluster_size(), shift = __ffs(ranks) - 1, tile = blockIdx.x >> shift;
-    const int outputs = GATED ? n / 2 : n, tile_outputs = GATED ? ROWS : BLOCKS * ROWS;
+    const int outputs = GATED ? n / 2 : n, own_shift = 6 - shift, own = ROWS >> shift;
     const int spans = (k + SPAN - 1) / SPAN, share = (spans + ranks - 1) >> shift;
     const int first = rank * share, steps = min(share, spans - first);  // Not positive: nothing is left for this rank.
     const unsigned ring = shared_address(shared), full = ring + RING_BYTES, summed = full + STAGES * 8;
     const unsigned long long once = policy_once();
 
-    auto row_of = [&](int block) { return GATED ? block * outputs + tile * ROWS : (tile * BLOCKS + block) * ROWS; };
     auto ask_weights = [&](int step, int stage) {
         barrier_expect(full + stage * 8, STAGE_BYTES);
 #pragma unroll
         for (int b = 0; b < BLOCKS; ++b)
-            fetch_box_once(ring + stage * STAGE_BYTES + b * BLOCK_BYTES, weights, (first + step) * SPAN, row_of(b), full + stage * 8, once);
+            fetch_box_once(ring + stage * STAGE_BYTES + b * BLOCK_BYTES, weights, (first + step) * SPAN, b * outputs + tile * ROWS,
+                           full + stage * 8, once);
     };
     auto ask_inputs = [&](int step, int stage) {
         fetch_box(ring + stage * STAGE_BYTES + BLOCKS * BLOCK_BYTES, &inputs, (first + step) * SPAN, 0, full + stage * 8);
@@ -123,11 +111,9 @@ __device__ void stream(const TensorMap& inputs, const TensorMap& weights, const 
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         for (int s = 0; s < min(steps, STAGES); ++s) ask_weights(s, s);
         asm volatile("prefetch.tensormap [%0];" ::"l"(&inputs) : "memory");  // Its fetch must not wait for the kernel before.
-        for (int s = STAGES; s < min(steps, STAGES + STREAM_AHEAD); ++s)
-            for (int b = 0; b < BLOCKS; ++b) prefetch_box(weights, (first + s) * SPAN, row_of(b));
     }
     __syncthreads();
-    if (!STREAM_LATE || (threadIdx.x == 0 && steps <= STAGES)) release_next();
+    release_next();
     wait_for_previous();
     if (threadIdx.x == 0)
         for (int s = 0; s < min(steps, STAGES); ++s) ask_inputs(s, s);
@@ -152,7 +138,6 @@ __device__ void stream(const TensorMap& inputs, const TensorMap& weights, const 
         if (threadIdx.x == 0 && step > 0 && next < steps) {
             ask_weights(next, before);
             ask_inputs(next, before);
-            if (STREAM_LATE && next + 1 == steps) release_next();
         }
         before = stage;
         if (++stage == STAGES) stage = 0, parity ^= 1;
@@ -161,7 +146,7 @@ __device__ void stream(const TensorMap& inputs, const TensorMap& weights, const 
     cluster_meet();  // Nothing is under way in any ring of the cluster: sums may lie there.
 
     // Block v finishes rows v * own and on of every 64; its ring takes [rank][BLOCKS][own][PITCH].
-    const int own_shift = 6 - shift, own = ROWS >> shift, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
     for (int b = 0; b < BLOCKS; ++b)
 #pragma unroll
@@ -179,12 +164,10 @@ __device__ void stream(const TensorMap& inputs, const TensorMap& weights, const 
         for (int v = 0; v < ranks; ++v) total += at[v * (BLOCKS << own_shift) * PITCH];
         return total;
     };
-    constexpr int PARTS = GATED ? 1 : BLOCKS;
-    for (int i = threadIdx.x; i < own * PARTS * m; i += THREADS) {
-        const int row = i & (own - 1), block = (i >> own_shift) % PARTS, column = (i >> own_shift) / PARTS;
-        const int output = tile * tile_outputs + block * ROWS + rank * own + row;
+    for (int i = threadIdx.x; i < own * m; i += THREADS) {
+        const int row = i & (own - 1), column = i >> own_shift, output = tile * ROWS + rank * own + row;
         if (output >= outputs) continue;
-        float value = whole(block, row, column);
+        float value = whole(0, row, column);
         if (GATED) {
             const float gate = rounded(value), up = rounded(whole(1, row, column));
             value = rounded(gate / (1.0f + expf(-gate))) * up;
@@ -194,21 +177,19 @@ __device__ void stream(const TensorMap& inputs, const TensorMap& weights, const 
         y[size_t(column) * outputs + output] = narrow(value);
     }
 }
-#define BODY(BLOCKS, COLUMNS, GATED) stream<BLOCKS, COLUMNS, GATED>(inputs, weights, bias, y, m, n, k)
+#define BODY(COLUMNS, GATED) stream<COLUMNS, GATED>(inputs, weights, bias, y, m, n, k)
 #else
-#define BODY(BLOCKS, COLUMNS, GATED)  // Only Hopper's own code has it: the caller takes skinny_linear.cu elsewhere.
+#define BODY(COLUMNS, GATED)  // Only Hopper's own code has it: the caller takes skinny_linear.cu elsewhere.
 #endif
 
-#define ENTRY(NAME, BLOCKS, COLUMNS, GATED)                                                                                      \
+#define ENTRY(NAME, COLUMNS, GATED)                                                                                              \
     extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                                     \
         NAME(const __grid_constant__ TensorMap inputs, const __grid_constant__ TensorMap weights, const bf16* bias, bf16* y,     \
              int m, int n, int k) {                                                                                              \
-        BODY(BLOCKS, COLUMNS, GATED);                                                                                            \
+        BODY(COLUMNS, GATED);                                                                                                    \
     }
 
-ENTRY(stream_linear_b1_c8, 1, 8, false)
-ENTRY(stream_linear_b1_c16, 1, 16, false)
-ENTRY(stream_linear_b2_c8, 2, 8, false)
-ENTRY(stream_linear_b2_c16, 2, 16, false)
-ENTRY(stream_swiglu_c8, 2, 8, true)
-ENTRY(stream_swiglu_c16, 2, 16, true)
+ENTRY(stream_linear_c8, 8, false)
+ENTRY(stream_linear_c16, 16, false)
+ENTRY(stream_swiglu_c8, 8, true)
+ENTRY(stream_swiglu_c16, 16, true)

@@ -18,15 +18,8 @@ const OWN: [&str; 6] = [
     "skinny_swiglu_b1",
     "skinny_swiglu_b2",
 ];
-/// By blocks of 64 weight rows in a tile and batches of 8 rows of x; the gated ones last.
-const STREAMED: [&str; 6] = [
-    "stream_linear_b1_c8",
-    "stream_linear_b1_c16",
-    "stream_linear_b2_c8",
-    "stream_linear_b2_c16",
-    "stream_swiglu_c8",
-    "stream_swiglu_c16",
-];
+/// By batches of 8 rows of x; the gated ones last.
+const STREAMED: [&str; 4] = ["stream_linear_c8", "stream_linear_c16", "stream_swiglu_c8", "stream_swiglu_c16"];
 /// Rows that they take at most.
 const MOST_ROWS: usize = 16;
 /// Blocks that share a multiprocessor.
@@ -38,7 +31,7 @@ const SMALL_WEIGHT: usize = 11 << 20;
 const SPAN: usize = 64;
 const BOX_ROWS: usize = 64;
 const MOST_CLUSTER: usize = 8;
-/// Steps of a block where a cluster may be as large as that needs: 160 KB of weights.
+/// Steps of a block at most where there are many tiles: 80 KB of weights, or 160 KB of gate and up.
 const MOST_STEPS: usize = 10;
 
 /// A launch: kernel, blocks, threads and dynamic shared memory of each.
@@ -82,18 +75,18 @@ fn own([rows, _, outputs]: [usize; 3], gated: bool, multiprocessors: usize) -> S
 
 fn streamed([rows, inputs, outputs]: [usize; 3], gated: bool, multiprocessors: usize) -> Skinny {
     let batches = rows.div_ceil(8);
-    let kernel = STREAMED[if gated { 4 } else { 2 } + batches - 1];
-    let tiles = if gated { (outputs / 2).div_ceil(BOX_ROWS) } else { outputs.div_ceil(2 * BOX_ROWS) };
-    // Split until nearly every multiprocessor has a block and a block's weights are not much more than its ring: what is there is
-    // asked for at once, and the next kernel's blocks follow soon. Only the weight's shape counts: a row's result must not depend
-    // on how many rows there are.
+    let kernel = STREAMED[if gated { 2 } else { 0 } + batches - 1];
+    let tiles = if gated { outputs / 2 } else { outputs }.div_ceil(BOX_ROWS);
+    // Few tiles are split until nearly every multiprocessor has a block; many until a block's weights are about its ring, so that
+    // what is there is asked for at once and the next kernel's blocks follow soon (found by search, H100, 2026-11-25). Only the
+    // weight's shape counts: a row's result must not depend on how many rows there are.
     let (spans, enough) = (inputs.div_ceil(SPAN), multiprocessors - multiprocessors / 16);
+    let wanted = |cluster| tiles * cluster < enough || (tiles > enough && spans > MOST_STEPS * cluster);
     let mut cluster = 1;
-    while cluster < MOST_CLUSTER && spans >= 8 * cluster && (spans > MOST_STEPS * cluster || tiles * cluster < enough) {
+    while cluster < MOST_CLUSTER && spans >= 8 * cluster && wanted(cluster) {
         cluster *= 2;
     }
-    let columns = 8 * batches;
-    let streamed = Some(Streamed { cluster, columns });
+    let streamed = Some(Streamed { cluster, columns: 8 * batches });
     Skinny { kernel, blocks: tiles * cluster, threads: 128, shared: (110 << 10) + 128, streamed }
 }
 
@@ -164,13 +157,15 @@ mod tests {
     fn hopper_streams_by_the_copy_engine_and_splits_inputs_whatever_the_rows() {
         let kernel = |sizes, gated| kernel(sizes, gated, (9, 0));
         for (rows, batch) in [(1, 0), (8, 0), (9, 1), (16, 1)] {
-            let (plain, gated) = (STREAMED[2 + batch], STREAMED[4 + batch]);
-            assert_eq!(kernel([rows, 2560, 6144], false), Some((plain, 192, 4)));
-            assert_eq!(kernel([rows, 4096, 2560], false), Some((plain, 160, 8)));
+            let (plain, gated) = (STREAMED[batch], STREAMED[2 + batch]);
+            assert_eq!(kernel([rows, 2560, 6144], false), Some((plain, 192, 2)));
+            assert_eq!(kernel([rows, 4096, 2560], false), Some((plain, 160, 4)));
             assert_eq!(kernel([rows, 2560, 19_456], true), Some((gated, 608, 4)));
-            assert_eq!(kernel([rows, 9728, 2560], false), Some((plain, 160, 8)));
-            assert_eq!(kernel([rows, 2560, 151_936], false), Some((plain, 4748, 4)));
-            assert_eq!(kernel([rows, 2048, 4096], false), Some((plain, 128, 4)));
+            assert_eq!(kernel([rows, 9728, 2560], false), Some((plain, 160, 4)));
+            assert_eq!(kernel([rows, 2560, 151_936], false), Some((plain, 9496, 4)));
+            assert_eq!(kernel([rows, 2048, 4096], false), Some((plain, 128, 2)));
+            assert_eq!(kernel([rows, 2048, 12_288], true), Some((gated, 192, 2)));
+            assert_eq!(kernel([rows, 6144, 2048], false), Some((plain, 128, 4)));
             assert_eq!(kernel([rows, 8, 2], true), Some((gated, 1, 1)));
         }
     }

@@ -22,43 +22,38 @@ SHAPES = {"qkv4b": (6144, 2560), "o4b": (2560, 4096), "gate_up4b": (19456, 2560)
 LAYERS = {"4b": ("qkv4b", "o4b", "gate_up4b", "down4b"), "2b": ("qkv2b", "o2b", "gate_up2b", "down2b")}
 ODD = ((48, 72), (37, 64), (2, 8), (130, 24), (2560, 2560), (1000, 9728), (6144, 2048), (20000, 520))
 
-# Name: (file, flags, promotion of cuTensorMapEncodeTiled: 2 is 128 bytes, 3 is 256).
+# Name: (file, flags). More builds may stand here to be compared.
 BUILDS = {
-    "stream": {
-        "stream": ("skinny_linear_sm90", [], 2),
-        "stream_ahead4": ("skinny_linear_sm90", ["-DSTREAM_AHEAD=4"], 2),
-        "stream_three": ("skinny_linear_sm90", ["-DSTREAM_RING_KB=74"], 2),
-        "stream_late_ahead4": ("skinny_linear_sm90", ["-DSTREAM_LATE=1", "-DSTREAM_AHEAD=4"], 2),
-    },
-    "skinny": {f"skinny_depth{depth}": ("skinny_linear", [f"-DSKINNY_DEPTH={depth}"], 0) for depth in (2, 4)},
+    "stream": {"stream": ("skinny_linear_sm90", [])},
+    "skinny": {"skinny": ("skinny_linear", [])},
 }
 MAPS = {}
 
 
-def tensor_map(matrix, rows, promotion):
+def tensor_map(matrix, rows):
     """A map of a bf16 matrix in boxes of `rows` x 64, rows of 128 bytes swizzled, zeros outside."""
-    key = (matrix.data_ptr(), tuple(matrix.shape), rows, promotion)
+    key = (matrix.data_ptr(), tuple(matrix.shape), rows)
     if key not in MAPS:
         space = ctypes.create_string_buffer(128 + 128)
         at = (ctypes.addressof(space) + 127) // 128 * 128
         height, width = matrix.shape
         device.check(device.CUDA.cuTensorMapEncodeTiled(
             ctypes.c_void_p(at), 9, 2, ctypes.c_void_p(matrix.data_ptr()), (ctypes.c_uint64 * 2)(width, height), (ctypes.c_uint64 * 1)(2 * width),
-            (ctypes.c_uint32 * 2)(64, rows), (ctypes.c_uint32 * 2)(1, 1), 0, 3, promotion, 0), f"a map of {height} x {width}")
+            (ctypes.c_uint32 * 2)(64, rows), (ctypes.c_uint32 * 2)(1, 1), 0, 3, 2, 0), f"a map of {height} x {width}")
         MAPS[key] = (space, (ctypes.c_uint64 * 16).from_address(at))
     return MAPS[key][1]
 
 
-def stream(module, x, w, bias, y, overlap=False, gated=False, blocks=1, cluster=1, promotion=2):
+def stream(module, x, w, bias, y, overlap=False, gated=False, cluster=1):
     (m, _), (n, k) = x.shape, w.shape
     columns = 8 if m <= 8 else 16
-    kernel = f"stream_swiglu_c{columns}" if gated else f"stream_linear_b{blocks}_c{columns}"
-    tiles = -(-(n // 2) // 64) if gated else -(-n // (64 * blocks))
-    maps = tensor_map(x, columns, promotion), tensor_map(w, 64, promotion)
-    module.launch(kernel, (tiles * cluster,), 128, (module.ring_kb << 10) + 128, *maps, bias, y, m, n, k, overlap=overlap, cluster=cluster)
+    kernel = f"stream_{'swiglu' if gated else 'linear'}_c{columns}"
+    tiles = -(-(n // 2 if gated else n) // 64)
+    maps = tensor_map(x, columns), tensor_map(w, 64)
+    module.launch(kernel, (tiles * cluster,), 128, (110 << 10) + 128, *maps, bias, y, m, n, k, overlap=overlap, cluster=cluster)
 
 
-def skinny(module, x, w, bias, y, overlap=False, gated=False, blocks=1, cluster=1, promotion=0):
+def skinny(module, x, w, bias, y, overlap=False, gated=False, blocks=1):
     (m, k), n = x.shape, w.shape[0]
     batch, r = 1 if m <= 8 else 2, 2 if gated else blocks
     kernel = f"skinny_swiglu_b{batch}" if gated else f"skinny_linear_r{blocks}_b{batch}"
@@ -66,24 +61,24 @@ def skinny(module, x, w, bias, y, overlap=False, gated=False, blocks=1, cluster=
     module.launch(kernel, (grid,), 256, 98304 + 8192 * min(r * batch, 2), x, w, bias, y, m, n, k, overlap=overlap)
 
 
-def forms(family):
-    """(blocks, cluster) to choose from."""
-    return [(b, c) for b in (1, 2) for c in (1, 2, 4, 8)] if family is stream else [(1, 1), (2, 1)]
+def forms(family, gated):
+    """What there is to choose from: the blocks that share a tile; the blocks of rows in a tile."""
+    return (1, 2, 4, 8) if family is stream else (2,) if gated else (1, 2)
 
 
 def random_values(*shape):
     return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
 
 
-def check(family, module, promotion):
+def check(family, module):
     """Largest error over that of a plain bf16 implementation; raises where something is wrong."""
     largest, wrong = 0.0, []
     for n, k in ODD:
         w, bias, x = random_values(n, k), random_values(n), random_values(16, k)
         exact, plain = x.double() @ w.double().T, torch.nn.functional.linear(x, w)
         gate, up = plain.float().chunk(2, -1) if n % 2 == 0 else (None, None)
-        for gated, biased, (blocks, cluster) in [(g, b, f) for g in (False, True) for b in (False, True) for f in forms(family)]:
-            if gated and (n % 2 or biased or blocks == 1):
+        for gated, biased, form in [(g, b, f) for g in (False, True) for b in (False, True) for f in forms(family, g)]:
+            if gated and (n % 2 or biased):
                 continue
             if gated:
                 whole_plain = ((gate / (1 + (-gate).exp())).to(torch.bfloat16).float() * up).to(torch.bfloat16)
@@ -96,11 +91,11 @@ def check(family, module, promotion):
             for m in (16, 1, 2, 5, 8, 9, 13):
                 y = torch.full((m + 1, reference.shape[1]), 12345.0, device="cuda", dtype=torch.bfloat16)
                 y[:m] = float("nan")
-                family(module, x[:m], w, bias if biased else None, y, gated=gated, blocks=blocks, cluster=cluster, promotion=promotion)
+                family(module, x[:m], w, bias if biased else None, y, False, gated, form)
                 torch.cuda.synchronize()
                 first = y[:16].clone() if first is None else first
                 ratio, error = worst(y[:m], whole_plain[:m], reference[:m])
-                where = f"{m} x {n} x {k} gated {gated} bias {biased} blocks {blocks} cluster {cluster}"
+                where = f"{m} x {n} x {k} gated {gated} bias {biased} form {form}"
                 few = y[:m].numel() < 256  # Of so few values either side's error is chance.
                 if not (error < 0.02 if few else ratio <= 2.0):
                     wrong.append(f"{where}: error {error:.2e}, {ratio:.2f}x plain")
@@ -109,32 +104,32 @@ def check(family, module, promotion):
                 elif not (y[:m] == first[:m]).all():
                     wrong.append(f"{where}: rows depend on their number")
                 largest = max(largest, 0.0 if few else ratio)
-    wrong += check_overlap(family, module, promotion)
+    wrong += check_overlap(family, module)
     if wrong:
         raise AssertionError(f"{len(wrong)} wrong, first: " + "; ".join(wrong[:6]))
     return largest
 
 
-def check_overlap(family, module, promotion):
+def check_overlap(family, module):
     """Twelve linears that feed each other through two buffers: overlapping launches give the bits of launches one by one."""
     size, wrong = 2048, []
     weights = [random_values(size, size) * size**-0.5 for _ in range(12)]
     for m in (1, 16):
         x = random_values(m, size)
-        for blocks, cluster in forms(family):
+        for form in forms(family, False):
             buffers = [torch.empty_like(x), torch.empty_like(x)]
 
             def run(overlap):
                 for buffer in buffers:
                     buffer.fill_(float("nan"))
                 for i, w in enumerate(weights):
-                    family(module, buffers[i % 2] if i else x, w, None, buffers[(i + 1) % 2], overlap, False, blocks, cluster, promotion)
+                    family(module, buffers[i % 2] if i else x, w, None, buffers[(i + 1) % 2], overlap, False, form)
                 torch.cuda.synchronize()
                 return buffers[0].clone()
 
             alone = run(False)
             if not all(torch.equal(run(True), alone) for _ in range(10)):
-                wrong.append(f"{m} rows, blocks {blocks}, cluster {cluster}: other values where launches overlap")
+                wrong.append(f"{m} rows, form {form}: other values where launches overlap")
     return wrong
 
 
@@ -143,23 +138,21 @@ def time_shapes(family, builds, copy, put):
     best = {}
     for name, (n, k) in SHAPES.items():
         weights = [random_values(n, k) for _ in range(max(2, -(-(300 << 20) // (n * k * 2))))]
-        for build, (module, promotion) in builds.items():
+        for build, module in builds.items():
             for m in (1, 8, 16):
                 x, y = random_values(m, k), torch.empty(m, n, device="cuda", dtype=torch.bfloat16)
                 for gated in (False, True) if name.startswith("gate_up") else (False,):
                     row = {}
-                    for blocks, cluster in forms(family):
-                        if gated and blocks == 1:
-                            continue
+                    for form in forms(family, gated):
                         try:
-                            calls = [lambda w=w: family(module, x, w, None, y, True, gated, blocks, cluster, promotion) for w in weights]
-                            row[f"b{blocks}_c{cluster}"] = 2 * n * k / median_us(calls, rounds=3) * 1e6 / copy
+                            calls = [lambda w=w: family(module, x, w, None, y, True, gated, form) for w in weights]
+                            row[form] = 2 * n * k / median_us(calls, rounds=3) * 1e6 / copy
                         except RuntimeError as error:
-                            row[f"b{blocks}_c{cluster}"] = 0.0
-                            put({"failed": f"{build} {name} b{blocks} c{cluster}: {error}"})
+                            row[form] = 0.0
+                            put({"failed": f"{build} {name} {form}: {error}"})
                             torch.cuda.synchronize()
                     top = max(row, key=row.get)
-                    best[build, name, m, gated] = tuple(int(part[1:]) for part in top.split("_"))
+                    best[build, name, m, gated] = top
                     put({"build": build, "shape": name + ("_gated" if gated else ""), "rows": m, "best": top, "share": row[top], "all": row})
         if family is stream:
             for m in (1, 16):
@@ -201,19 +194,19 @@ class Chain:
         return self.bytes / (median_us(calls, rounds=rounds) * len(calls)) * 1e6 / self.copy
 
 
-def search(chain, family, module, promotion, form):
+def search(chain, family, module, form):
     """The form of each shape that serves the chains of 1, 8 and 16 rows best together; two passes, a shape at a time."""
     def call(name, x, w, y, glu):
-        family(module, x, w, None, y, True, glu, *form[name], promotion)
+        family(module, x, w, None, y, True, glu, form[name])
 
     def worth():
         return sum(chain.share(m, call, small=small, rounds=3) for m, small in ((1, False), (16, False), (1, True), (16, True)))
 
     best = worth()
     for name in chain.names * 2:
-        for other in forms(family):
+        for other in forms(family, name.startswith("gate_up")):
             before = form[name]
-            if other == before or (name.startswith("gate_up") and other[0] == 1):
+            if other == before:
                 continue
             form[name] = other
             now = worth()
@@ -227,12 +220,12 @@ def search(chain, family, module, promotion, form):
 def time_chains(family, builds, best, norm, copy, put):
     for model, names in LAYERS.items():
         chain = Chain(model, norm, copy)
-        for build, (module, promotion) in builds.items():
+        for build, module in builds.items():
             form = {name: best[build, name, 16, name.startswith("gate_up")] for name in names}
-            call = search(chain, family, module, promotion, form)
+            call = search(chain, family, module, form)
             for m in (1, 2, 4, 8, 12, 16):
                 for small in (False, True):
-                    put({"build": build, "chain": model, "rows": m, "form": "small" if small else "", "forms": form,
+                    put({"build": build, "chain": model, "rows": m, "form": "small" if small else "", "forms": dict(form),
                          "share": chain.share(m, call, small=small)})
         if family is stream:
             for m in (1, 2, 4, 8, 12, 16):
@@ -258,11 +251,10 @@ def run_family(name, paths, norm, out):
     builds = {}
     for build, path in paths.items():
         put({"at": build})
-        module, (_, flags, promotion) = device.Module(path), BUILDS[name][build]
-        module.ring_kb = int((["110"] + [flag.split("=")[1] for flag in flags if "RING_KB" in flag])[-1])
+        module = device.Module(path)
         try:
-            put({"check": build, "error_over_plain": check(family, module, promotion)})
-            builds[build] = (module, promotion)
+            put({"check": build, "error_over_plain": check(family, module)})
+            builds[build] = module
         except (AssertionError, RuntimeError) as error:
             put({"check": build, "failed": str(error)[:600]})
             torch.cuda.synchronize()  # Dies here if the context is lost.
@@ -276,7 +268,7 @@ def run_family(name, paths, norm, out):
 def main():
     folder, out, limit = sys.argv[1], sys.argv[2], float(sys.argv[3]) if len(sys.argv) > 3 else 150.0
     begin = time.time()
-    wanted = {build: value[:2] for family in BUILDS.values() for build, value in family.items()}
+    wanted = {build: value for family in BUILDS.values() for build, value in family.items()}
     compiled = device.compile_all(folder, out, {**wanted, "norm": ("norm", [])})
     print(f"compiled {len(compiled)} in {time.time() - begin:.0f} s", flush=True)
     for name in BUILDS:
@@ -313,7 +305,7 @@ def tables(rows):
                 own = [row for row in chains if (row["build"], row["chain"], row.get("form", "")) == (build, model, form)]
                 cells = [max((row["share"] for row in own if row["rows"] == m), default=0.0) for m in counts]
                 if own and "forms" in own[0] and form == "":
-                    print(f"{build} {model}:", *[f"{name} b{b} c{c}" for name, (b, c) in own[0]["forms"].items()])
+                    print(f"{build} {model}:", own[0]["forms"])
                 if own:
                     print(f"12 layers of {model} {build:>20} {form:5}", *[f"M{m} {cell:.3f}" for m, cell in zip(counts, cells)])
     shapes = [row for row in rows if "shape" in row]
