@@ -22,6 +22,8 @@ fn die(ordinal: i32) {
         let kernel = result::module::get_function(module, CString::new("dies").unwrap()).unwrap();
         let none = std::ptr::null_mut();
         sys::cuLaunchKernel(kernel, 1, 1, 1, 32, 1, 1, 0, none, none.cast(), none.cast()).result().unwrap();
+        // It runs on a stream that the backend's does not wait for.
+        sys::cuCtxSynchronize().result().unwrap_err();
     }
 }
 

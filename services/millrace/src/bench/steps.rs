@@ -1,8 +1,13 @@
 //! What the executor of this process did in the meantime: times of its steps and of the gaps between them.
 
+use std::time::Duration;
+
 use millrace_executor::metrics::{STEP_BUSY_SECONDS, STEP_IDLE_SECONDS};
 use millrace_telemetry::Registry;
 use serde::Serialize;
+
+/// How often the registry is read until the first step.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// Totals of a histogram: how many observations were at most each bound, their number and their sum.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -38,11 +43,22 @@ impl Snapshot {
         Self { busy: totals(registry, STEP_BUSY_SECONDS), idle: totals(registry, STEP_IDLE_SECONDS) }
     }
 
-    /// What happened since `before`; `None` if no step was computed here.
-    pub fn since(&self, before: &Self) -> Option<Steps> {
+    /// Waits for the first step after `before`: what the device waited until then was for work, not for a plan.
+    pub async fn begun(registry: Registry, before: Self) -> Self {
+        loop {
+            let now = Self::of(&registry);
+            if now.busy.count > before.busy.count {
+                return now;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// What happened since `before`; `None` if no step was computed here. Idle time counts from `begun` on.
+    pub fn since(&self, before: &Self, begun: &Self) -> Option<Steps> {
         let count = self.busy.count.checked_sub(before.busy.count).filter(|count| *count > 0)?;
         let busy = self.busy.sum - before.busy.sum;
-        let idle = self.idle.sum - before.idle.sum;
+        let idle = self.idle.sum - begun.idle.sum;
         let earlier = |number: usize| before.busy.bounds.get(number).map_or(0, |(_, below)| *below);
         let mut below = 0;
         let mut histogram = Vec::new();
@@ -80,12 +96,14 @@ mod tests {
         let metrics = ExecutorMetrics::register(&registry).unwrap();
         metrics.busy_seconds.observe(0.5);
         let before = Snapshot::of(&registry);
-        assert_eq!(Snapshot::of(&registry).since(&before), None);
+        assert_eq!(Snapshot::of(&registry).since(&before, &before), None);
         for seconds in [0.001, 0.001, 0.007] {
             metrics.busy_seconds.observe(seconds);
         }
+        metrics.idle_seconds.observe(0.5);
+        let begun = Snapshot::of(&registry);
         metrics.idle_seconds.observe(0.001);
-        let steps = Snapshot::of(&registry).since(&before).unwrap();
+        let steps = Snapshot::of(&registry).since(&before, &begun).unwrap();
         assert_eq!((steps.count, steps.histogram.iter().map(|(_, n)| n).sum::<u64>()), (3, 3));
         assert!((steps.busy_mean_ms - 3.0).abs() < 1e-9 && (steps.idle_share - 0.1).abs() < 1e-9, "{steps:?}");
         assert_eq!(steps.histogram.len(), 2, "{steps:?}");

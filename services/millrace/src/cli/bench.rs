@@ -11,6 +11,7 @@ use millrace_executor::random_weights::{RandomOptions, write_random};
 use millrace_preprocess::ModelFacts;
 use millrace_protocol::{ActorId, Class, JobId, JobRequest, ModelName};
 use millrace_runtime::Clock;
+use millrace_telemetry::Registry;
 use serde_json::{Map, Value, json};
 
 use super::settings::{SettingsArgs, fetch_models, parse_models, replace_models};
@@ -224,8 +225,21 @@ impl Run<'_> {
         let mut best: Option<(Measured, Value)> = None;
         for _ in 0..if case.best_of_two() { 2 } else { 1 } {
             let (before, memory) = (self.snapshot(), self.memory());
+            let begun = self.registry().cloned().zip(before.clone());
+            let begun = begun.map(|(registry, before)| tokio::spawn(Snapshot::begun(registry, before)));
             let measured = self.once(case).await?;
-            let steps = self.snapshot().zip(before).and_then(|(now, before)| now.since(&before));
+            let begun = match begun {
+                Some(task) if task.is_finished() => task.await.ok(),
+                Some(task) => {
+                    task.abort();
+                    None
+                }
+                None => None,
+            };
+            let steps = self.snapshot().zip(before).and_then(|(now, before)| {
+                let begun = begun.unwrap_or_else(|| before.clone());
+                now.since(&before, &begun)
+            });
             let memory = memory.zip(self.memory()).map(|(before, now)| before.until(now));
             let row = report::row(case, &measured, steps.as_ref(), memory.as_ref());
             if best.as_ref().is_none_or(|(best, _)| measured.seconds < best.seconds) {
@@ -236,8 +250,13 @@ impl Run<'_> {
     }
 
     fn snapshot(&self) -> Option<Snapshot> {
+        self.registry().map(Snapshot::of)
+    }
+
+    /// Metrics of the executor, if it runs in this process.
+    fn registry(&self) -> Option<&Registry> {
         match &*self.target {
-            Target::Service(session) => session.registry.as_ref().map(Snapshot::of),
+            Target::Service(session) => session.registry.as_ref(),
             Target::Engine(..) => None,
         }
     }
