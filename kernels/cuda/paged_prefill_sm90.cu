@@ -3,8 +3,7 @@
 // (one's softmax beside the other's products), and each overlapping its own softmax with its previous PV.
 //
 // Packing, arguments and the list of tiles are those of paged_prefill.cu, but for tiles of 128 packed rows.
-// paged_prefill_sm90_d{64,128}: grid x = kv heads, y = tiles; dynamic shared memory 640 D 2 + 2,048 bytes (165,888 at D 128).
-// paged_prefill_sm90_all_d{64,128}: one more argument, the number of tiles; grid x = min(multiprocessors, tiles kv_heads), blocks work
+// paged_prefill_sm90_d{64,128}: one more argument, the number of tiles; grid x = min(multiprocessors, tiles kv_heads), blocks work
 // through the list in turns, back and forth, loading the next tile's queries and keys during the last one's end; dynamic shared memory 768 D
 // 2 + 2,048 bytes (198,656 at D 128). Block: 384.
 // segment_attention_sm90_d64: segment_attention_d64's arguments (tiles of 128 rows) and the number of tiles; grid x = min(multiprocessors, tiles
@@ -17,19 +16,7 @@ constexpr int ROWS = 128;  // Packed query rows of a block.
 constexpr int KEYS = 128;  // Keys of a step.
 constexpr int STAGES = 2;
 constexpr int GROUP_THREADS = 128;
-#ifndef PREFILL_TURNS
-#define PREFILL_TURNS 1  // Whether the consumers take turns at the tensor cores.
-#endif
-#ifndef PREFILL_QUERY_REGISTERS
-#define PREFILL_QUERY_REGISTERS 0  // Whether the queries lie in registers for the scores' product.
-#endif
-#ifndef PREFILL_PRODUCER_FENCE
-#define PREFILL_PRODUCER_FENCE 0  // Whether the producer orders its copies before the products, or the consumers do.
-#endif
-#ifndef PREFILL_MARGIN
-#define PREFILL_MARGIN 8.0f
-#endif
-constexpr float MARGIN = PREFILL_MARGIN;
+constexpr float MARGIN = 8.0f;  // Powers of two that a score may lie above its row's base.
 constexpr int THREADS = 3 * GROUP_THREADS;
 
 struct Problem {
@@ -43,8 +30,7 @@ struct Problem {
     bf16* out;
     int stride, kv_heads, group, page_shift;
     float scale;
-    int items;   // Tiles times kv heads, heads fastest.
-    bool turns;  // Whether blocks take several.
+    int items;  // Tiles times kv heads, heads fastest.
     // Elements between rows. Without a table, key t of a sequence is row query_start + t, and every query sees them all.
     int query_stride, key_stride, value_stride, out_stride;
 };
@@ -90,7 +76,7 @@ struct Turns {
     int2 place;
     __device__ __forceinline__ void ask(const Problem& p) {
         const int blocks = gridDim.x * gridDim.y, block = blockIdx.y * gridDim.x + blockIdx.x;
-        item = p.turns ? turn * blocks + (turn % 2 == 0 ? block : blocks - 1 - block) : turn == 0 ? block : p.items;
+        item = turn * blocks + (turn % 2 == 0 ? block : blocks - 1 - block);
         if (item < p.items) place = reinterpret_cast<const int2*>(p.tiles)[item / p.kv_heads];
         ++turn;
     }
@@ -148,14 +134,6 @@ __device__ void produce(const Problem& p, unsigned key_tiles, unsigned value_til
     bool more = turns.take(p, coming);
     int row = more ? look_up(coming, 0) : -1, next = more ? look_up(coming, 1) : -1;
     unsigned done = 0;  // Steps of earlier tiles.
-#if PREFILL_PRODUCER_FENCE
-    unsigned landing = 0;  // Barrier of the copies asked for last: they are waited for when the next ones are under way.
-    auto land = [&]() {
-        publish();
-        __syncwarp();
-        if (lane == 0) barrier_arrive(landing);
-    };
-#endif
 #pragma unroll 1
     while (more) {
         const Tile tile = coming;
@@ -171,16 +149,7 @@ __device__ void produce(const Problem& p, unsigned key_tiles, unsigned value_til
             } else {
                 copy_keys<D, false>(from, 2 * stride, to, places, row);
             }
-#if PREFILL_PRODUCER_FENCE
-            copy_commit();
-            if (landing != 0) {
-                copy_wait<1>();
-                land();
-            }
-            landing = ring.full_at(done + n);
-#else
             barrier_arrive_after_copies(ring.full_at(done + n));
-#endif
         };
         if (steps > 0) fill(keys, p.key_stride, key_tiles, key_ring, 0, row);
 #pragma unroll 1
@@ -198,9 +167,6 @@ __device__ void produce(const Problem& p, unsigned key_tiles, unsigned value_til
         done += steps;
     }
     copy_wait<0>();
-#if PREFILL_PRODUCER_FENCE
-    if (landing != 0) land();
-#endif
 }
 
 // Online softmax of a warpgroup's scores; rows lane / 4 and + 8 of each warp. The base of the powers is a row's highest score at some step: it moves
@@ -261,7 +227,8 @@ __device__ __forceinline__ void ask_for_queries(const Problem& p, const Tile& ti
     copy_commit();
 }
 
-template <int D>
+// HELD: the queries lie in registers for the scores' product, which pays at 64 elements a head (segments: 8 to 11 % on an H100).
+template <int D, bool HELD>
 __device__ void consume(const Problem& p, unsigned query_tiles, unsigned key_tiles, unsigned value_tiles, Ring key_ring, Ring value_ring) {
     constexpr int UNITS = D / 8, QUERY_BYTES = ROWS * D * 2;
     const int self = __shfl_sync(0xffffffffu, threadIdx.x / GROUP_THREADS - 1, 0), lane = threadIdx.x % 32, warp = threadIdx.x % GROUP_THREADS / 32;
@@ -273,19 +240,17 @@ __device__ void consume(const Problem& p, unsigned query_tiles, unsigned key_til
     const unsigned first_query = operand_low(query_tiles + self * 64 * SWIZZLE_ROW, 16);
     const unsigned first_key = operand_low(key_tiles, 16), first_value = operand_low(value_tiles, KEYS * SWIZZLE_ROW);
     unsigned query = first_query;
-#if PREFILL_QUERY_REGISTERS
-    unsigned own_query[D / 16][4];
-#endif
+    unsigned own_query[HELD ? D / 16 : 1][4];
     auto scores = [&](unsigned n) {
         const unsigned keys = first_key + n % STAGES * (tile_bytes<D>() / 16);
 #pragma unroll
         for (int k = 0; k < D / 16; ++k) {
             const int block = k / 4 * SWIZZLE_ROW / 16, inside = k % 4 * 2;
-#if PREFILL_QUERY_REGISTERS
-            wgmma_rows<false>(score, own_query[k], operand(keys + block * KEYS + inside), k > 0);
-#else
-            wgmma_128(score, operand(query + block * ROWS + inside), operand(keys + block * KEYS + inside), k > 0);
-#endif
+            if constexpr (HELD) {
+                wgmma_rows<false>(score, own_query[k], operand(keys + block * KEYS + inside), k > 0);
+            } else {
+                wgmma_128(score, operand(query + block * ROWS + inside), operand(keys + block * KEYS + inside), k > 0);
+            }
         }
         wgmma_commit();
     };
@@ -297,7 +262,7 @@ __device__ void consume(const Problem& p, unsigned query_tiles, unsigned key_til
     };
     auto await = [&](unsigned barrier, int parity) {
         barrier_wait(barrier, parity);
-        if (!PREFILL_PRODUCER_FENCE) publish();
+        publish();
     };
     auto release = [&](unsigned barrier) {
         if (lane == 0) barrier_arrive(barrier);
@@ -320,11 +285,11 @@ __device__ void consume(const Problem& p, unsigned query_tiles, unsigned key_til
         copy_wait<0>();
         publish();
         named_sync(INSIDE + self, GROUP_THREADS);  // Also: the last tile's output has left the other place of queries.
-#if PREFILL_QUERY_REGISTERS
+        if constexpr (HELD) {
 #pragma unroll
-        for (int k = 0; k < D / 16; ++k)
-            ldmatrix(own_query[k], swizzled(query_tile, ROWS, self * 64 + warp * 16 + lane % 16, 2 * k + lane / 16));
-#endif
+            for (int k = 0; k < D / 16; ++k)
+                ldmatrix(own_query[k], swizzled(query_tile, ROWS, self * 64 + warp * 16 + lane % 16, 2 * k + lane / 16));
+        }
         if (steps > 0) {
             await(key_ring.full_at(done), Ring::parity(done));
             wgmma_fence();
@@ -340,16 +305,12 @@ __device__ void consume(const Problem& p, unsigned query_tiles, unsigned key_til
             for (int n = 1; n < steps; ++n) {
                 const unsigned now = done + n, before = now - 1;
                 await(key_ring.full_at(now), Ring::parity(now));
-#if PREFILL_TURNS
                 named_sync(TURN + self, 2 * GROUP_THREADS);
-#endif
                 wgmma_fence();
                 scores(now);
                 await(value_ring.full_at(before), Ring::parity(before));
                 weigh(before);
-#if PREFILL_TURNS
                 named_arrive(TURN + 1 - self, 2 * GROUP_THREADS);
-#endif
                 wgmma_wait<1>();
                 hold(score);
                 release(key_ring.empty_at(now));
@@ -408,18 +369,18 @@ __device__ void consume(const Problem& p, unsigned query_tiles, unsigned key_til
     }
 }
 
-template <int D>
+template <int D, bool HELD = false>
 __device__ void prefill(const Problem& p) {
     extern __shared__ unsigned char raw[];
     const unsigned key_tiles = (shared_address(raw) + 1023) & ~1023u, value_tiles = key_tiles + STAGES * tile_bytes<D>();
     const unsigned query_tiles = value_tiles + STAGES * tile_bytes<D>();
-    const unsigned barriers = query_tiles + (p.turns ? 2 : 1) * ROWS * D * 2;
+    const unsigned barriers = query_tiles + 2 * ROWS * D * 2;
     const Ring key_ring{barriers, barriers + 8 * STAGES}, value_ring{barriers + 16 * STAGES, barriers + 24 * STAGES};
     if (threadIdx.x == 0) {
         for (int n = 0; n < STAGES; ++n) {
-            barrier_init(key_ring.full_at(n), PREFILL_PRODUCER_FENCE ? GROUP_THREADS / 32 : GROUP_THREADS);
+            barrier_init(key_ring.full_at(n), GROUP_THREADS);
             barrier_init(key_ring.empty_at(n), CONSUMER_WARPS);
-            barrier_init(value_ring.full_at(n), PREFILL_PRODUCER_FENCE ? GROUP_THREADS / 32 : GROUP_THREADS);
+            barrier_init(value_ring.full_at(n), GROUP_THREADS);
             barrier_init(value_ring.empty_at(n), CONSUMER_WARPS);
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -432,42 +393,32 @@ __device__ void prefill(const Problem& p) {
         produce<D>(p, key_tiles, value_tiles, key_ring, value_ring);
     } else {
         take_registers<232>();
-        consume<D>(p, query_tiles, key_tiles, value_tiles, key_ring, value_ring);
+        consume<D, HELD>(p, query_tiles, key_tiles, value_tiles, key_ring, value_ring);
     }
 }
 #else
-template <int D>
+template <int D, bool HELD = false>
 __device__ void prefill(const Problem&) {
     __trap();  // Never launched on other cards: paged_prefill.cu is theirs.
 }
 #endif
 
-#define ENTRY(NAME, D)                                                                                                            \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                                      \
-        NAME(const bf16* q, const bf16* keys, const bf16* values, const int* table, const int* context, const int* query_start,   \
-             const int* tiles, bf16* out, int stride, int kv_heads, int group, int page_shift, float scale) {                     \
-        const int row = kv_heads * D;                                                                                             \
-        prefill<D>(Problem{q, keys, values, table, context, query_start, tiles, out, stride, kv_heads, group, page_shift, scale,   \
-                           int(gridDim.x * gridDim.y), false, row * group, row, row, row * group});                               \
-    }
-#define ENTRY_ALL(NAME, D)                                                                                                        \
+#define ENTRY(NAME, D)                                                                                                        \
     extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                                      \
         NAME(const bf16* q, const bf16* keys, const bf16* values, const int* table, const int* context, const int* query_start,   \
              const int* tiles, bf16* out, int stride, int kv_heads, int group, int page_shift, float scale, int count) {          \
         const int row = kv_heads * D;                                                                                             \
         prefill<D>(Problem{q, keys, values, table, context, query_start, tiles, out, stride, kv_heads, group, page_shift, scale,   \
-                           count * kv_heads, true, row * group, row, row, row * group});                                          \
+                           count * kv_heads, row * group, row, row, row * group});                                          \
     }
 
 ENTRY(paged_prefill_sm90_d64, 64)
 ENTRY(paged_prefill_sm90_d128, 128)
-ENTRY_ALL(paged_prefill_sm90_all_d64, 64)
-ENTRY_ALL(paged_prefill_sm90_all_d128, 128)
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     segment_attention_sm90_d64(const bf16* rotated, const bf16* qkv, const int* start, const int* tiles, bf16* out, int heads, float scale,
                                int count) {
     const int width = heads * 64;
-    prefill<64>(Problem{rotated, rotated + width, qkv + 2 * width, nullptr, nullptr, start, tiles, out, 0, heads, 1, 0, scale, count * heads, true,
+    prefill<64, true>(Problem{rotated, rotated + width, qkv + 2 * width, nullptr, nullptr, start, tiles, out, 0, heads, 1, 0, scale, count * heads,
                         2 * width, 2 * width, 3 * width, width});
 }

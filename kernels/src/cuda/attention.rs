@@ -16,7 +16,7 @@ pub(super) const MOST_HEAD_DIM: usize = 256;
 pub(super) const KERNELS: &[(&str, &[&str])] = &[
     ("paged_decode", &DECODE),
     ("paged_prefill", &["paged_prefill_d64", "paged_prefill_d128"]),
-    ("paged_prefill_sm90", &["paged_prefill_sm90_all_d64", "paged_prefill_sm90_all_d128", SEGMENT_HOPPER]),
+    ("paged_prefill_sm90", &["paged_prefill_sm90_d64", "paged_prefill_sm90_d128", SEGMENT_HOPPER]),
     ("segment_attention", &["segment_rope", "segment_attention_d64", "segment_attention_d72", "segment_attention_d80"]),
 ];
 
@@ -94,8 +94,8 @@ fn prefill_kernel(dim: usize, block_tokens: usize, capability: (i32, i32)) -> Op
         return None;
     }
     match (dim, capability) {
-        (64, HOPPER) => Some(Tiled::hopper("paged_prefill_sm90_all_d64", 64)),
-        (128, HOPPER) => Some(Tiled::hopper("paged_prefill_sm90_all_d128", 128)),
+        (64, HOPPER) => Some(Tiled::hopper("paged_prefill_sm90_d64", 64)),
+        (128, HOPPER) => Some(Tiled::hopper("paged_prefill_sm90_d128", 128)),
         (64, _) => Some(Tiled::other("paged_prefill_d64", 64)),
         (128, _) => Some(Tiled::other("paged_prefill_d128", 128)),
         _ => None,
@@ -394,7 +394,7 @@ mod tests {
     #[test]
     fn prefill_attention_goes_by_head_and_card() {
         let kernel = |dim, blocks, capability| prefill_kernel(dim, blocks, capability).map(|prefill| prefill.kernel);
-        assert_eq!(kernel(128, 16, (9, 0)), Some("paged_prefill_sm90_all_d128"));
+        assert_eq!(kernel(128, 16, (9, 0)), Some("paged_prefill_sm90_d128"));
         assert_eq!(kernel(64, 16, (8, 9)), Some("paged_prefill_d64"));
         assert_eq!(kernel(96, 16, (9, 0)), None);
         assert_eq!(kernel(128, 12, (9, 0)), None);

@@ -18,10 +18,6 @@ VARIANTS = {
     "paged_prefill": ("paged_prefill", []),
     "segment_attention": ("segment_attention", []),
     "sm90": ("paged_prefill_sm90", []),
-    "sm90_fence": ("paged_prefill_sm90", ["-DPREFILL_PRODUCER_FENCE=1"]),
-    "sm90_query": ("paged_prefill_sm90", ["-DPREFILL_QUERY_REGISTERS=1"]),
-    "sm90_fence_query": ("paged_prefill_sm90", ["-DPREFILL_PRODUCER_FENCE=1", "-DPREFILL_QUERY_REGISTERS=1"]),
-    "sm90_no_turns": ("paged_prefill_sm90", ["-DPREFILL_TURNS=0"]),
 }
 SANITIZED = ("paged_decode", "paged_prefill", "segment_attention", "sm90")
 SILENCE_S = 40  # Without a line from the process at work, it is taken for hung.
@@ -46,11 +42,9 @@ def parts_of(modules, copy):
     segments = modules.get("segment_attention")
     add("time prefill fa3", lambda: prefill.time_fa3())
     for name, module in hopper.items():
-        add(f"check prefill {name}", lambda module=module: checked(lambda: prefill.check_prefill(module, True, True)))
-        add(f"time prefill {name}", lambda module=module: prefill.time_prefill(module, True, True, "local"))
-    add("time prefill sm90, order lpt", lambda: prefill.time_prefill(hopper["sm90"], True, True, "lpt"))
-    add("check prefill sm90, one block a tile", lambda: checked(lambda: prefill.check_prefill(hopper["sm90"], True, False)))
-    add("time prefill sm90, one block a tile", lambda: prefill.time_prefill(hopper["sm90"], True, False, "local"))
+        add(f"check prefill {name}", lambda module=module: checked(lambda: prefill.check_prefill(module, True)))
+        add(f"time prefill {name}", lambda module=module: prefill.time_prefill(module, True, "local"))
+    add("time prefill sm90, order lpt", lambda: prefill.time_prefill(hopper["sm90"], True, "lpt"))
     for name, module in decodes.items():
         add(f"check decode {name}", lambda module=module: checked(lambda: decode.check_decode(module)))
         add(f"time decode {name}", lambda module=module: decode.time_decode(module, copy))

@@ -9,19 +9,17 @@ FA3_TFLOPS = {(16, 1024): 393.8, (4, 4096): 505.0, (1, 16384): 572.6}
 
 
 class Prefill:
-    def __init__(self, module, pages, hopper=False, turns=False, order="lpt", padding=0):
-        self.module, self.pages, self.hopper, self.turns = module, pages, hopper, turns
+    def __init__(self, module, pages, hopper=False, order="lpt", padding=0):
+        self.module, self.pages, self.hopper = module, pages, hopper
         self.tiles = prefill_tiles(pages, 128 if hopper else 64, order=order, padding=padding)
 
     def __call__(self, out):
         p = self.pages
         arguments = (p.q, p.keys, p.values, p.table, p.context, p.query_start, self.tiles, out, p.stride, p.kv_heads, p.group, p.shift, p.dim**-0.5)
         grid = (p.kv_heads, len(self.tiles))
-        if self.turns:
+        if self.hopper:
             blocks = min(multiprocessors(), p.kv_heads * len(self.tiles))
-            self.module.launch(f"paged_prefill_sm90_all_d{p.dim}", (blocks,), 384, 768 * p.dim * 2 + 2048, *arguments, len(self.tiles))
-        elif self.hopper:
-            self.module.launch(f"paged_prefill_sm90_d{p.dim}", grid, 384, 640 * p.dim * 2 + 2048, *arguments)
+            self.module.launch(f"paged_prefill_sm90_d{p.dim}", (blocks,), 384, 768 * p.dim * 2 + 2048, *arguments, len(self.tiles))
         else:
             self.module.launch(f"paged_prefill_d{p.dim}", grid, 128, 320 * (p.dim + 8) * 2, *arguments)
 
@@ -33,12 +31,12 @@ EXTENTS = ((1, 1), (3, 3), (17, 17), (64, 80), (131, 131), (300, 4097), (1, 1031
            (128, 128), (129, 129), (300, 300), (33, 161), (128, 256), (129, 385), (31, 1024), (640, 640))
 
 
-def check_prefill(module, hopper, turns=False):
+def check_prefill(module, hopper):
     largest = 0.0
     for dim, group, kv_heads, block_tokens in SHAPES:
         pages = Pages([context for _, context in EXTENTS], [rows for rows, _ in EXTENTS], kv_heads, group, dim, block_tokens)
         whole, out = pages.guarded()
-        Prefill(module, pages, hopper, turns, ("lpt", "local")[group % 2], padding=3)(out)
+        Prefill(module, pages, hopper, ("lpt", "local")[group % 2], padding=3)(out)
         torch.cuda.synchronize()
         pages.check_guard(whole)
         for i, (rows, context) in enumerate(EXTENTS):
@@ -49,32 +47,32 @@ def check_prefill(module, hopper, turns=False):
             ratio, error = worst(own, pages.attend(i, torch.bfloat16), pages.attend(i, torch.float64))
             largest = max(largest, ratio)
             if not ratio <= 2.0:
-                print(f"prefill hopper={hopper} turns={turns} d{dim} group {group} page {block_tokens} rows {rows} context {context}: error {error:.2e}, {ratio:.2f}x plain")
+                print(f"prefill hopper={hopper} d{dim} group {group} page {block_tokens} rows {rows} context {context}: error {error:.2e}, {ratio:.2f}x plain")
         for i in (5, 15, 19):  # Alone, bit for bit.
             alone = pages.only(i)
             single = alone.poisoned()
-            Prefill(module, alone, hopper, turns)(single)
+            Prefill(module, alone, hopper)(single)
             assert (single == out[pages.starts[i]:pages.starts[i + 1]]).all(), "a sequence alone differs from the same in a batch"
     # Scores whose highest lies far from the first step's, both ways: what the running base of the powers must follow.
     pages = Pages([1500, 700], [200, 700], 2, 4, 128)
     for far in (0.05, 30.0):
         pages.keys[torch.randperm(pages.keys.shape[0], device="cuda")[: pages.keys.shape[0] // 2]] *= far
     out = pages.poisoned()
-    Prefill(module, pages, hopper, turns)(out)
+    Prefill(module, pages, hopper)(out)
     for i in range(2):
         ratio, error = worst(out[pages.starts[i]:pages.starts[i + 1]], pages.attend(i, torch.bfloat16), pages.attend(i, torch.float64))
         largest = max(largest, ratio)
         if not ratio <= 2.0:
-            print(f"prefill hopper={hopper} turns={turns} with keys of many sizes: error {error:.2e}, {ratio:.2f}x plain")
+            print(f"prefill hopper={hopper} with keys of many sizes: error {error:.2e}, {ratio:.2f}x plain")
     return largest
 
 
-def time_prefill(module, hopper, turns=False, order="lpt", cases=None):
+def time_prefill(module, hopper, order="lpt", cases=None):
     for batch, length in cases or FA3_TFLOPS:
         pages = Pages([length] * batch, [length] * batch, 8, 4, 128, poison=False)
-        prefill, out = Prefill(module, pages, hopper, turns, order), pages.poisoned()
+        prefill, out = Prefill(module, pages, hopper, order), pages.poisoned()
         us = median_us([lambda: prefill(out)], rounds=5)
-        yield row_of("paged_prefill_sm90_all" if turns else "paged_prefill_sm90" if hopper else "paged_prefill", batch, length, us)
+        yield row_of("paged_prefill_sm90" if hopper else "paged_prefill", batch, length, us)
 
 
 def row_of(kernel, batch, length, us):
