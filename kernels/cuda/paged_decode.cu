@@ -26,8 +26,8 @@
 #ifndef DECODE_STAGES
 #define DECODE_STAGES 3
 #endif
-#ifndef DECODE_BY_HEAD
-#define DECODE_BY_HEAD 1  // Whether heads have blocks of their own where the grid allows it.
+#ifndef DECODE_BY_HEAD_TILES
+#define DECODE_BY_HEAD_TILES 16  // Tiles a block from which heads have blocks of their own, where the grid allows it.
 #endif
 
 constexpr int WARPS = 4;
@@ -69,7 +69,9 @@ struct Split {
     int heads;          // Of the lane: kv_heads, or 1.
     int lane, lanes;    // The lane's first head, which is its number, and how many there are.
     __device__ static Split of(int per_head, int kv_heads, int blocks) {
-        if (DECODE_BY_HEAD && blocks % kv_heads == 0) return {per_head, blocks / kv_heads, 1, int(blockIdx.x) % kv_heads, kv_heads};
+        // The heads of a page are read together then, which pays where there is much to read.
+        if (blocks % kv_heads == 0 && per_head * kv_heads >= DECODE_BY_HEAD_TILES * blocks)
+            return {per_head, blocks / kv_heads, 1, int(blockIdx.x) % kv_heads, kv_heads};
         return {per_head * kv_heads, blocks, kv_heads, 0, 1};
     }
     __device__ int own() const { return blockIdx.x / lanes; }  // This block's number within the lane.

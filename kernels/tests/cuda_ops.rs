@@ -307,6 +307,12 @@ fn paged_attention_decodes_and_prefills() {
     let Some(cuda) = device(false) else { return };
     let mut random = Random::fresh();
     let decode: &[(usize, usize)] = &[(1, 1), (16, 1), (37, 1), (300, 1)];
+    // So many tiles that each kv head has blocks of its own.
+    let many: Vec<(usize, usize)> = (0..560).map(|_| (1 + random.below(90), 1)).collect();
+    for heads in [[8, 8, 64], [8, 8, 128]] {
+        let op = Attention::new(&mut random, heads, 16, &many);
+        compare(&format!("{heads:?}, {} sequences", many.len()), &cuda, &op);
+    }
     let mixed: &[(usize, usize)] = &[(5, 1), (33, 17), (1, 130), (64, 64)];
     for heads in [[4, 1, 128], [8, 2, 64], [32, 8, 128], [6, 6, 16], [5, 1, 10]] {
         for (lengths, block_tokens) in [(decode, 16), (mixed, 16), (mixed, 8), (decode, 64)] {

@@ -14,12 +14,12 @@ import traceback
 # Name: (file, flags).
 VARIANTS = {
     "paged_decode": ("paged_decode", []),
-    "decode_heads_in_turn": ("paged_decode", ["-DDECODE_BY_HEAD=0"]),
+    "decode_by_head": ("paged_decode", ["-DDECODE_BY_HEAD_TILES=0"]),
     "paged_prefill": ("paged_prefill", []),
     "segment_attention": ("segment_attention", []),
     "sm90": ("paged_prefill_sm90", []),
 }
-SANITIZED = ("paged_decode", "paged_prefill", "segment_attention", "sm90")
+SANITIZED = ("paged_decode", "decode_by_head", "paged_prefill", "segment_attention", "sm90")
 SILENCE_S = 40  # Without a line from the process at work, it is taken for hung.
 
 

@@ -21,8 +21,8 @@ def run(modules):
         torch.cuda.synchronize()
     for dim, group in ((128, 4), (128, 16), (64, 4), (64, 16)):
         pages = Pages([1, 15, 64, 700, 0], [1] * 5, 2, group, dim)
-        for blocks in (7, 8):  # Heads in turn, and with blocks of their own.
-            decode = Decode(modules["paged_decode"], pages, blocks=blocks)
+        for name, blocks in (("paged_decode", 7), ("decode_by_head", 8)):  # Heads in turn, and with blocks of their own.
+            decode = Decode(modules[name], pages, blocks=blocks)
             out = pages.poisoned()
             decode(out)
             torch.cuda.synchronize()
