@@ -1,7 +1,7 @@
 //! Checks of a ragged batch against the pool it reads, and walks over it.
 
-use crate::backend::Ragged;
 use crate::error::KernelError;
+use crate::step::Ragged;
 use crate::view::shape_error;
 
 /// Errors unless `batch` describes `rows` query rows over a pool of `blocks` pages of `block_tokens` tokens.
@@ -79,7 +79,7 @@ pub(crate) fn part(batch: &Ragged, sequences: &[(usize, u32)]) -> Ragged {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::StepInputs;
+    use crate::step::StepInputs;
 
     fn tail(query_start: &[u32], logit_rows: &[u32]) -> Option<Vec<(usize, u32)>> {
         let ids = vec![0; *query_start.last().unwrap() as usize];

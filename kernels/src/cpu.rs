@@ -10,10 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use half::bf16;
 
 use crate::angles::CpuFrequencies;
-use crate::backend::{
-    Backend, Draw, Finished, Forward, GeluKind, PatchPage, Ragged, RopeTable, Segments, SigmoidChoice, Staged,
-    StepInputs,
-};
+use crate::backend::{Backend, GeluKind, PatchPage, RopeTable, Segments, SigmoidChoice};
 use crate::error::KernelError;
 use crate::grid::{self, PatchGrids};
 use crate::host::Host;
@@ -22,6 +19,7 @@ use crate::kv_cache::CpuKvCache;
 use crate::router::CpuRouting;
 use crate::rows::Join;
 use crate::simd::Isa;
+use crate::step::{Draw, Finished, Forward, Ragged, Staged, StepInputs};
 use crate::threads::Threads;
 use crate::view::{shape_error, tensor};
 use crate::{

@@ -35,14 +35,12 @@ mod rows;
 mod segment_attention;
 mod simd;
 pub mod slabs;
+mod step;
 mod threads;
 mod view;
 
 pub use angles::{CpuFrequencies, angle};
-pub use backend::{
-    Backend, Draw, Finished, Forward, GeluKind, PatchPage, Ragged, RopeTable, Segments, SigmoidChoice, Staged,
-    StepInputs, StepTimes,
-};
+pub use backend::{Backend, GeluKind, PatchPage, RopeTable, Segments, SigmoidChoice};
 pub use cpu::{CpuBackend, CpuGeometry};
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaBackend, CudaLogits};
@@ -55,3 +53,4 @@ pub use mapped::{MappedFile, mapped_tensor};
 pub use router::CpuRouting;
 pub use simd::Isa;
 pub use slabs::{Place, SlabBook};
+pub use step::{Draw, Finished, Forward, Ragged, Staged, StepInputs, StepTimes};

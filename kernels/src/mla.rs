@@ -5,7 +5,7 @@
 
 use candle_core::Tensor;
 
-use crate::backend::{Ragged, RopeTable};
+use crate::backend::RopeTable;
 use crate::batch;
 use crate::element::Element;
 use crate::error::KernelError;
@@ -13,6 +13,7 @@ use crate::host::Host;
 use crate::kv_cache::{CpuKvCache, Token};
 use crate::norm::{PIECE_ELEMENTS, rms_norm_row};
 use crate::simd::Vectors;
+use crate::step::Ragged;
 use crate::view::{View, shape_error, tensor};
 
 /// Pairs (x[2i], x[2i + 1]) rotated; the results come out as in Hugging Face: all firsts, then all seconds.

@@ -5,7 +5,6 @@
 use candle_core::Tensor;
 
 use crate::attend::{Attend, ROWS, attend};
-use crate::backend::Ragged;
 use crate::batch;
 use crate::element::Element;
 use crate::error::KernelError;
@@ -13,6 +12,7 @@ use crate::host::Host;
 use crate::kv_cache::{CpuKvCache, PageLayout, put_key, put_value};
 use crate::matmul::{Product, matmul};
 use crate::simd::{self, Kernel, Lanes, Vectors};
+use crate::step::Ragged;
 use crate::threads::SharedMut;
 use crate::view::{View, shape_error, tensor};
 

@@ -3,12 +3,12 @@
 use candle_core::Tensor;
 
 use crate::attend::{Attend, ROWS, attend};
-use crate::backend::Ragged;
 use crate::batch;
 use crate::error::KernelError;
 use crate::host::Host;
 use crate::kv_cache::CpuKvCache;
 use crate::simd::Vectors;
+use crate::step::Ragged;
 use crate::threads::SharedMut;
 use crate::view::{View, shape_error, tensor};
 

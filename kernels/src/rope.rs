@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use crate::backend::{Ragged, RopeTable};
+use crate::backend::RopeTable;
 use crate::batch;
 use crate::element::Element;
 use crate::error::KernelError;
@@ -10,6 +10,7 @@ use crate::host::Host;
 use crate::kv_cache::{CpuKvCache, Token};
 use crate::norm::{PIECE_ELEMENTS, rms_norm_row};
 use crate::simd::{self, Kernel, LANES, Lanes, Vectors};
+use crate::step::Ragged;
 use crate::threads::SharedMut;
 use crate::view::{View, shape_error, tensor};
 

@@ -25,6 +25,8 @@ pub struct Place {
 pub struct SlabBook {
     free: Vec<Vec<(usize, usize)>>,
     bytes: usize,
+    taken: usize,
+    most: usize,
 }
 
 impl SlabBook {
@@ -32,7 +34,10 @@ impl SlabBook {
     pub fn take(&mut self, bytes: usize) -> Option<Place> {
         let bytes = piece_bytes(bytes);
         let found = self.free.iter_mut().enumerate().find_map(|(n, free)| Some((n, take(free, bytes)?)));
-        found.map(|(slab, offset)| Place { slab, offset, bytes })
+        let place = found.map(|(slab, offset)| Place { slab, offset, bytes })?;
+        self.taken += bytes;
+        self.most = self.most.max(self.taken);
+        Some(place)
     }
 
     /// Size of the slab to add for a piece of `bytes`.
@@ -50,7 +55,15 @@ impl SlabBook {
     pub fn give_back(&mut self, place: Place) {
         if let Some(free) = self.free.get_mut(place.slab) {
             give_back(free, place.offset, place.bytes);
+            self.taken -= place.bytes;
         }
+    }
+
+    /// Size of the one slab that would take the place of all, with an eighth for pieces that do not fit each other's gaps; `None`
+    /// while pieces are taken, and where there is nothing to gain.
+    pub fn joined_bytes(&self) -> Option<usize> {
+        let joined = Self::slab_bytes(self.most + self.most / 8);
+        (self.taken == 0 && joined < self.bytes).then_some(joined)
     }
 
     /// Slabs so far.
@@ -65,7 +78,12 @@ impl SlabBook {
 
     /// Bytes of the pieces that are taken.
     pub fn taken(&self) -> usize {
-        self.bytes - self.free.iter().flatten().map(|(_, bytes)| bytes).sum::<usize>()
+        self.taken
+    }
+
+    /// Most bytes of pieces that were taken at once.
+    pub fn most(&self) -> usize {
+        self.most
     }
 }
 
@@ -133,6 +151,21 @@ mod tests {
         book.give_back(small);
         book.give_back(large);
         assert_eq!((book.taken(), book.bytes()), (0, 192 << 20));
+        assert_eq!(book.joined_bytes(), Some(128 << 20));
         assert_eq!(book.take(128 << 20).map(|place| place.slab), Some(1));
+    }
+
+    #[test]
+    fn slabs_of_many_sizes_become_one() {
+        let mut book = SlabBook::default();
+        for size in [100usize << 20, 200 << 20, 300 << 20] {
+            book.add(SlabBook::slab_bytes(size));
+            let place = book.take(size).unwrap();
+            assert_eq!(book.joined_bytes(), None, "a piece is taken");
+            book.give_back(place);
+        }
+        // 300 MiB at once in slabs of 128, 256 and 320 MiB: 338 MiB are 6 times 64.
+        assert_eq!((book.bytes() >> 20, book.most() >> 20), (704, 300));
+        assert_eq!(book.joined_bytes(), Some(384 << 20));
     }
 }

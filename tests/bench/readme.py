@@ -82,7 +82,8 @@ def gpu_tables():
         name, card = path.stem.removeprefix("millrace-").removesuffix("-nats").rsplit("-", 1)
         theirs = json.loads((AGREEMENT / f"vllm-{name}-{card}.json").read_text())
         rows += [
-            f"{name}, random weights, bf16, one {ours['machine']['gpu']}; ready after {ours['init_s']} s (vLLM {theirs['init_s']} s):",
+            f"{name}, random weights, bf16, one {ours['machine']['gpu']}, commit"
+            f" {ours['about']['commit']}; ready after {ours['init_s']} s (vLLM {theirs['init_s']} s):",
             "",
             "| case | unit | Millrace, through NATS | vLLM 0.25.1 | ratio | first token p50 / p99, ms | device idle between steps |",
             "|---|---|---|---|---|---|---|",

@@ -10,8 +10,8 @@ use super::CudaBackend;
 use super::driver::{Argument, Driver, Launch, failed};
 use super::pinned::Pinned;
 use super::step::CudaLogits;
-use crate::backend::{Draw, Finished, StepTimes};
 use crate::error::KernelError;
+use crate::step::{Draw, Finished, StepTimes};
 use crate::view::shape_error;
 
 /// Size of `Shared` in sample.cu, rounded up.

@@ -145,6 +145,19 @@ impl Memory {
         self.piece_of(&self.features, MemoryKind::Features, bytes)
     }
 
+    /// Makes one slab of those of ordinary steps, as large as they were ever full, if nothing lies in them.
+    pub fn join_slabs(&self) -> Result<(), KernelError> {
+        let mut list = self.plain.lock();
+        let (book, owned) = &mut *list;
+        let Some(bytes) = book.joined_bytes() else { return Ok(()) };
+        self.driver.synchronize()?;
+        owned.clear();
+        *book = SlabBook::default();
+        owned.push(self.allocate(MemoryKind::Activations, bytes)?);
+        book.add(bytes);
+        Ok(())
+    }
+
     fn piece_of(&self, slabs: &Arc<Slabs>, kind: MemoryKind, bytes: usize) -> Result<Piece, KernelError> {
         let mut list = slabs.lock();
         let (book, owned) = &mut *list;

@@ -12,6 +12,7 @@ mod host_copies;
 mod linear;
 mod memory;
 mod norm;
+mod open;
 mod patches;
 mod pinned;
 mod ring;
@@ -35,13 +36,12 @@ pub(crate) use pinned::Pinned;
 pub use step::CudaLogits;
 pub use tensor::{CudaBatch, CudaFrequencies, CudaGeometry, CudaIndices, CudaKvCache, CudaTensor};
 
-use crate::backend::{
-    Backend, Draw, Finished, Forward, GeluKind, PatchPage, RopeTable, Segments, SigmoidChoice, StepInputs,
-};
-use crate::device_memory::{DeviceMemory, MemoryKind, MemoryReader};
+use crate::backend::{Backend, GeluKind, PatchPage, RopeTable, Segments, SigmoidChoice};
+use crate::device_memory::{MemoryKind, MemoryReader};
 use crate::error::KernelError;
 use crate::grid::PatchGrids;
 use crate::host_memory::HostMemory;
+use crate::step::{Draw, Finished, Forward, StepInputs};
 use crate::view::shape_error;
 use attention::DecodeScratch;
 use driver::Driver;
@@ -68,59 +68,6 @@ pub struct CudaBackend {
     memory: Arc<Memory>,
     driver: Arc<Driver>,
     graphs: bool,
-}
-
-impl CudaBackend {
-    /// Device `ordinal` for models in bf16. With `graphs`, decode steps are recorded and replayed.
-    ///
-    /// # Errors
-    /// [`KernelError::NoDevice`] if there is none that can be used; it says why.
-    pub fn new(ordinal: usize, graphs: bool) -> Result<Self, KernelError> {
-        let driver = Arc::new(Driver::open(ordinal)?);
-        let memory = Arc::new(Memory::new(driver.clone()));
-        let linear = Linear::new(&driver, &memory)?;
-        gated_linear::prepare(&driver)?;
-        let decode = DecodeScratch::new(&driver, &memory)?;
-        let (counters, bytes) = decode.counters();
-        let (steps, flights, upload) = (Steps::default(), Flights::default(), Upload::default());
-        let waiting = Mutex::default();
-        let backend = Self { steps, flights, upload, waiting, linear, decode, memory, driver, graphs };
-        backend.zero(counters, bytes)?;
-        Ok(backend)
-    }
-
-    /// Calls of the device's allocator so far: constant in a steady state.
-    pub fn allocations(&self) -> u64 {
-        self.memory.allocations()
-    }
-
-    /// What the device's memory holds now.
-    ///
-    /// # Errors
-    /// The driver does not say.
-    pub fn device_memory(&self) -> Result<DeviceMemory, KernelError> {
-        self.memory.read()
-    }
-
-    /// What the device is: ordinal, name, compute capability.
-    pub fn description(&self) -> String {
-        let (major, minor) = self.driver.capability;
-        format!("cuda:{} {} {major}.{minor}", self.driver.ordinal(), self.driver.name)
-    }
-
-    /// Waits for everything launched so far: for measurements.
-    ///
-    /// # Errors
-    /// A launch failed.
-    pub fn synchronize(&self) -> Result<(), KernelError> {
-        self.driver.synchronize()
-    }
-
-    /// An activation of `shape`, contents undefined.
-    fn activation(&self, shape: &[usize]) -> Result<CudaTensor, KernelError> {
-        let bytes = shape.iter().product::<usize>() * ELEMENT;
-        Ok(CudaTensor::piece(self.memory.piece(bytes)?, shape))
-    }
 }
 
 fn unsupported<T>(op: &'static str) -> Result<T, KernelError> {
@@ -191,6 +138,10 @@ impl Backend for CudaBackend {
 
     fn host_memory(&self, bytes: usize) -> Result<HostMemory, KernelError> {
         self.take_host_memory(bytes)
+    }
+
+    fn join_memory(&self) -> Result<(), KernelError> {
+        self.memory.join_slabs()
     }
 
     fn wait(&self) -> Result<(), KernelError> {

@@ -3,8 +3,8 @@
 use super::CudaBackend;
 use super::driver::{Argument, Launch};
 use super::tensor::{CudaIndices, CudaTensor, ELEMENT};
-use crate::backend::StepInputs;
 use crate::error::KernelError;
+use crate::step::StepInputs;
 use crate::view::shape_error;
 
 const THREADS: u32 = 128;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::CudaBackend;
 use super::tensor::{CudaBatch, CudaIndices};
-use crate::backend::{Staged, StepInputs};
 use crate::error::KernelError;
+use crate::step::{Staged, StepInputs};
 use crate::view::shape_error;
 
 /// Parts start at 16-byte boundaries.
@@ -195,7 +195,7 @@ fn check(inputs: &StepInputs) -> Result<(), KernelError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Ragged;
+    use crate::step::Ragged;
 
     #[test]
     fn a_padded_step_has_no_slots_behind_its_rows() {

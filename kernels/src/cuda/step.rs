@@ -14,9 +14,9 @@ use super::memory::Owned;
 use super::pinned::Pinned;
 use super::staging::Sizes;
 use super::tensor::CudaTensor;
-use crate::backend::{Forward, Staged, StepInputs};
 use crate::device_memory::MemoryKind;
 use crate::error::KernelError;
+use crate::step::{Forward, Staged, StepInputs};
 
 /// Most sequences of a recorded step.
 const MOST_RECORDED: usize = 512;

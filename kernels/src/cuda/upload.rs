@@ -33,7 +33,7 @@ impl Plain for i32 {}
 impl Plain for f32 {}
 impl Plain for bf16 {}
 // No padding: five fields that fill their 24 bytes.
-impl Plain for crate::backend::Draw {}
+impl Plain for crate::step::Draw {}
 
 /// The bytes of `values`.
 pub(super) fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {

@@ -90,6 +90,9 @@ impl Room {
             return Ok((blocks, model.kv_caches(backend, blocks as usize, block_tokens)?));
         };
         rehearse(backend, model, options).map_err(|error| self.explain(error))?;
+        // Once more in one piece of memory: what does not fit there finds its place now, not in service.
+        backend.join_memory()?;
+        rehearse(backend, model, options).map_err(|error| self.explain(error))?;
         let memory = reader()?;
         let room = memory.free_bytes.saturating_sub(RESERVE_BYTES);
         if room < options.block_bytes(elements) {

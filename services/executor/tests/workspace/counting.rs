@@ -169,6 +169,16 @@ impl Backend for Counting {
         let own = self.clone();
         Some(Arc::new(move || Ok(own.memory())))
     }
+    fn join_memory(&self) -> Done<()> {
+        let mut books = self.lock();
+        let Some(bytes) = books.slabs[0].joined_bytes() else { return Ok(()) };
+        let freed = std::mem::take(&mut books.slabs[0]).bytes() as u64;
+        books.memory.free_bytes += freed;
+        books.memory.held[MemoryKind::Activations as usize] -= freed;
+        books.allocate(MemoryKind::Activations, bytes as u64)?;
+        books.slabs[0].add(bytes);
+        Ok(())
+    }
     fn weight(&self, host: &candle_core::Tensor) -> Done<Counted> {
         self.owned(MemoryKind::Weights, host.dims())
     }
