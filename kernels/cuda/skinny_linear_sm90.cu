@@ -153,9 +153,17 @@ __device__ void stream(const TensorMap& inputs, const TensorMap& weights, const 
         for (int c = 0; c < COLUMNS / 2; c += 2) {
             const int row = warp * 16 + lane / 4 + c / 2 % 2 * 8, column = c / 4 * 8 + lane % 4 * 2, to = row >> own_shift;
             const int place = (((rank * BLOCKS + b) << own_shift) + (row & (own - 1))) * PITCH + column;
-            send(address_in(ring + place * 4, to), sum[b][c], sum[b][c + 1], address_in(summed, to));
+            if (ranks == 1) {
+                *reinterpret_cast<float2*>(shared + place * 4) = make_float2(sum[b][c], sum[b][c + 1]);
+            } else {
+                send(address_in(ring + place * 4, to), sum[b][c], sum[b][c + 1], address_in(summed, to));
+            }
         }
-    barrier_wait(summed, 0);
+    if (ranks == 1) {
+        __syncthreads();
+    } else {
+        barrier_wait(summed, 0);
+    }
     const float* sums = reinterpret_cast<const float*>(shared);
     auto whole = [&](int block, int row, int column) {
         const float* at = sums + ((block << own_shift) + row) * PITCH + column;

@@ -281,7 +281,8 @@ class Held:
 
         torch.cuda.init()
         free, self.total = torch.cuda.mem_get_info()
-        self.block = torch.empty(max(0, free - left), dtype=torch.uint8, device="cuda")
+        # torch takes whole pages of 2 MiB, and some for itself.
+        self.block = torch.empty(max(0, free - left - (64 << 20)), dtype=torch.uint8, device="cuda")
         self.free = torch.cuda.mem_get_info()[0]
 
     def release(self):
