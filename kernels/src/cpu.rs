@@ -11,14 +11,14 @@ use half::bf16;
 
 use crate::angles::CpuFrequencies;
 use crate::backend::{
-    Backend, Draw, Finished, Forward, GeluKind, PatchPage, Ragged, RopeTable, Segments, SigmoidChoice, Staged,
-    StepInputs,
+    Backend, Draw, Finished, Forward, GeluKind, Ragged, RopeTable, Segments, SigmoidChoice, Staged, StepInputs,
 };
 use crate::error::KernelError;
 use crate::grid::{self, PatchGrids};
 use crate::host::Host;
 use crate::host_memory::HostMemory;
 use crate::kv_cache::CpuKvCache;
+use crate::patches::PatchPage;
 use crate::router::CpuRouting;
 use crate::rows::Join;
 use crate::simd::Isa;

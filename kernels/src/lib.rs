@@ -27,6 +27,7 @@ mod mla_attention;
 mod moe;
 mod norm;
 mod paged_attention;
+mod patches;
 #[cfg(any(feature = "cuda", test))]
 mod requirements;
 mod rope;
@@ -40,8 +41,8 @@ mod view;
 
 pub use angles::{CpuFrequencies, angle};
 pub use backend::{
-    Backend, Draw, Finished, Forward, GeluKind, PatchPage, Ragged, RopeTable, Segments, SigmoidChoice, Staged,
-    StepInputs, StepTimes,
+    Backend, Draw, Finished, Forward, GeluKind, Ragged, RopeTable, Segments, SigmoidChoice, Staged, StepInputs,
+    StepTimes,
 };
 pub use cpu::{CpuBackend, CpuGeometry};
 #[cfg(feature = "cuda")]
@@ -52,6 +53,7 @@ pub use grid::PatchGrids;
 pub use host_memory::HostMemory;
 pub use kv_cache::CpuKvCache;
 pub use mapped::{MappedFile, mapped_tensor};
+pub use patches::PatchPage;
 pub use router::CpuRouting;
 pub use simd::Isa;
 pub use slabs::{Place, SlabBook};

@@ -35,13 +35,12 @@ pub(crate) use pinned::Pinned;
 pub use step::CudaLogits;
 pub use tensor::{CudaBatch, CudaFrequencies, CudaGeometry, CudaIndices, CudaKvCache, CudaTensor};
 
-use crate::backend::{
-    Backend, Draw, Finished, Forward, GeluKind, PatchPage, RopeTable, Segments, SigmoidChoice, StepInputs,
-};
+use crate::backend::{Backend, Draw, Finished, Forward, GeluKind, RopeTable, Segments, SigmoidChoice, StepInputs};
 use crate::device_memory::{DeviceMemory, MemoryKind, MemoryReader};
 use crate::error::KernelError;
 use crate::grid::PatchGrids;
 use crate::host_memory::HostMemory;
+use crate::patches::PatchPage;
 use crate::view::shape_error;
 use attention::DecodeScratch;
 use driver::Driver;
