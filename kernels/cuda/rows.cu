@@ -1,4 +1,4 @@
-// Whole rows: gather (embedding too), scatter, scatter-add, and frames repeated in time.
+// Whole rows: gather (embedding too), scatter, scatter-add, and frames repeated in time, normalised too.
 // Grids: x = row, block = 128 threads that walk the row. Indices are checked on the host.
 #include "numeric.cuh"
 
@@ -83,4 +83,35 @@ extern "C" __global__ void repeat_frames(const bf16* frames, bf16* out, int area
         const bf16 pixel = from[i];
         for (int t = 0; t < temporal; ++t) to[t * area + i] = pixel;
     }
+}
+
+// out = (sample - shift) / scale of its channel, each operation rounded to f32, then to bf16; each frame `repeats` times in a row.
+// Frames are [patches, 3 channels, slots] of `area` samples. A thread takes VECTOR neighbours of a frame, or one where `area` is
+// no multiple; grid: x = all of them.
+extern "C" __global__ void normalise_frames(const unsigned char* samples, bf16* out, float shift_r, float shift_g, float shift_b,
+                                            float scale_r, float scale_g, float scale_b, int area, int slots, int repeats,
+                                            int frames) {
+    const unsigned width = area % VECTOR == 0 ? VECTOR : 1;
+    const unsigned runs = area / width;
+    const unsigned run = blockIdx.x * blockDim.x + threadIdx.x;
+    const unsigned frame = run / runs;
+    if (frame >= unsigned(frames)) return;
+    const unsigned at = (run % runs) * width;
+    const unsigned channel = frame / slots % 3;
+    const float shift = channel == 0 ? shift_r : channel == 1 ? shift_g : shift_b;
+    const float scale = channel == 0 ? scale_r : channel == 1 ? scale_g : scale_b;
+    // Intrinsics: neither fused into a multiply-add nor replaced by a reciprocal.
+    const auto normal = [&](unsigned sample) { return narrow(__fdiv_rn(__fsub_rn(float(sample), shift), scale)); };
+    const unsigned char* from = samples + size_t(frame) * area + at;
+    bf16* to = out + size_t(frame) * repeats * area + at;
+    if (width == 1) {
+        const bf16 value = normal(*from);
+        for (int t = 0; t < repeats; ++t) to[size_t(t) * area] = value;
+        return;
+    }
+    const uint2 read = *reinterpret_cast<const uint2*>(from);
+    Vector values;
+#pragma unroll
+    for (int e = 0; e < VECTOR; ++e) values.at[e] = normal((e < 4 ? read.x : read.y) >> (e % 4 * 8) & 0xffu);
+    for (int t = 0; t < repeats; ++t) store(to + size_t(t) * area, values);
 }

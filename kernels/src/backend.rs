@@ -10,6 +10,7 @@ use crate::device_memory::MemoryReader;
 use crate::error::KernelError;
 use crate::grid::PatchGrids;
 use crate::host_memory::HostMemory;
+use crate::patches::PatchPage;
 use crate::step::{Draw, Finished, Forward, StepInputs};
 
 /// Which GELU: transformer blocks of the vision tower use tanh, its mergers erf.
@@ -28,55 +29,6 @@ pub struct RopeTable<T> {
     pub cos: T,
     /// sin, same shape.
     pub sin: T,
-}
-
-/// Normalised patches of one item as its page holds them, little-endian: `[rows, channels, slots, area]`.
-#[derive(Debug, Clone, Copy)]
-pub struct PatchPage<'a> {
-    /// All elements.
-    pub bytes: &'a [u8],
-    /// BF16 or F32.
-    pub dtype: candle_core::DType,
-    /// Patches.
-    pub rows: usize,
-    /// Colour channels.
-    pub channels: usize,
-    /// Frames that are stored: one for a still, else all that a patch has.
-    pub slots: usize,
-    /// Pixels of one frame of a patch.
-    pub area: usize,
-}
-
-impl PatchPage<'_> {
-    /// Errors unless the bytes are as many as the sizes say and frames can be repeated `temporal` times or are all there.
-    pub(crate) fn check(&self, temporal: usize) -> Result<(), KernelError> {
-        let elements = self.rows * self.channels * self.slots * self.area;
-        if self.bytes.len() != elements * self.dtype.size_in_bytes() || (self.slots != 1 && self.slots != temporal) {
-            let Self { bytes, rows, channels, slots, area, .. } = self;
-            let what = format!("{} bytes for {rows} x {channels} x {slots} x {area} of {temporal}", bytes.len());
-            return Err(KernelError::Shape { op: "patches", what });
-        }
-        Ok(())
-    }
-
-    /// The elements as f32, each frame of a still `temporal` times.
-    pub(crate) fn floats(&self, temporal: usize) -> Result<Vec<f32>, KernelError> {
-        let stored: Vec<f32> = match self.dtype {
-            candle_core::DType::F32 => self.bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            candle_core::DType::BF16 => {
-                self.bytes.as_chunks::<2>().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect()
-            }
-            other => return Err(KernelError::Dtype { op: "patches", dtype: format!("{other:?}") }),
-        };
-        if self.slots == temporal {
-            return Ok(stored);
-        }
-        Ok(stored
-            .chunks(self.area.max(1))
-            .flat_map(|frame| std::iter::repeat_n(frame, temporal).flatten())
-            .copied()
-            .collect())
-    }
 }
 
 /// Bidirectional attention segments of the vision tower: rows `start[i]..start[i + 1]` see each other only.
@@ -141,8 +93,8 @@ pub trait Backend: Send + Sync + Sized {
     fn weight_f32(&self, host: &candle_core::Tensor) -> Result<Self::Tensor, KernelError>;
     /// Takes f32 host values onto the device in [`Self::dtype`] (one rounding).
     fn upload(&self, values: &[f32], shape: &[usize]) -> Result<Self::Tensor, KernelError>;
-    /// Patches of all `pages` one below the other, `[rows, channels * temporal * area]`, one rounding; a still's only frame is
-    /// repeated in time.
+    /// Patches of all `pages` one below the other, `[rows, channels * temporal * area]`, samples normalised, one rounding to
+    /// [`Self::dtype`]; a still's only frame is repeated in time.
     fn patches(&self, pages: &[PatchPage<'_>], temporal: usize) -> Result<Self::Tensor, KernelError>;
     /// Copies to the host as f32.
     fn to_host(&self, x: &Self::Tensor) -> Result<Vec<f32>, KernelError>;

@@ -10,12 +10,13 @@ use candle_core::{DType, Device, Tensor};
 use half::bf16;
 
 use crate::angles::CpuFrequencies;
-use crate::backend::{Backend, GeluKind, PatchPage, RopeTable, Segments, SigmoidChoice};
+use crate::backend::{Backend, GeluKind, RopeTable, Segments, SigmoidChoice};
 use crate::error::KernelError;
 use crate::grid::{self, PatchGrids};
 use crate::host::Host;
 use crate::host_memory::HostMemory;
 use crate::kv_cache::CpuKvCache;
+use crate::patches::PatchPage;
 use crate::router::CpuRouting;
 use crate::rows::Join;
 use crate::simd::Isa;

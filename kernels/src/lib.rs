@@ -27,6 +27,7 @@ mod mla_attention;
 mod moe;
 mod norm;
 mod paged_attention;
+mod patches;
 #[cfg(any(feature = "cuda", test))]
 mod requirements;
 mod rope;
@@ -40,7 +41,7 @@ mod threads;
 mod view;
 
 pub use angles::{CpuFrequencies, angle};
-pub use backend::{Backend, GeluKind, PatchPage, RopeTable, Segments, SigmoidChoice};
+pub use backend::{Backend, GeluKind, RopeTable, Segments, SigmoidChoice};
 pub use cpu::{CpuBackend, CpuGeometry};
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaBackend, CudaLogits};
@@ -50,6 +51,7 @@ pub use grid::PatchGrids;
 pub use host_memory::HostMemory;
 pub use kv_cache::CpuKvCache;
 pub use mapped::{MappedFile, mapped_tensor};
+pub use patches::PatchPage;
 pub use router::CpuRouting;
 pub use simd::Isa;
 pub use slabs::{Place, SlabBook};

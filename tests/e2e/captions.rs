@@ -1,9 +1,12 @@
-//! Captions through NATS equal transformers' greedy text.
+//! Captions through NATS equal transformers' greedy text, whatever form the pages have.
+
+use std::collections::BTreeSet;
 
 use anyhow::Result;
 use millrace_protocol::{Chunk, FinishReason, Status};
 use millrace_tests::cluster::Cluster;
 use millrace_tests::samples::committed;
+use millrace_tests::service::Service;
 
 /// All held-out samples at once, through separate processes, two of each kind that can stand twice.
 #[tokio::test]
@@ -27,6 +30,26 @@ async fn every_committed_sample_gets_transformers_text_from_separate_actors() ->
         assert_eq!(service.terminate().await?, 0);
     }
     assert_eq!(cluster.queued().await?, 0, "every job was acknowledged");
+    Ok(())
+}
+
+/// Pages of bytes, which the executor normalises, give the same text: stills and clips.
+#[tokio::test]
+async fn pages_of_bytes_give_the_same_text() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let config = cluster.config("up", "[preprocess]\npatches = \"bytes\"\n")?;
+    let service = Service::start(&["up"], &config).await?;
+    let mut categories = BTreeSet::new();
+    let samples: Vec<_> =
+        committed()?.into_iter().filter(|sample| categories.insert(sample.category.clone())).collect();
+    for sample in &samples {
+        cluster.publish(&sample.id, &sample.job()?).await?;
+    }
+    for sample in &samples {
+        let (last, _) = cluster.finished(&sample.id).await?;
+        assert_eq!(last.text, sample.text_f32, "{} ({})", sample.id, sample.category);
+    }
+    assert_eq!(service.terminate().await?, 0);
     Ok(())
 }
 

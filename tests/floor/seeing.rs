@@ -53,7 +53,7 @@ pub fn paging(stand: &Stand) -> Result<String> {
         let mut items = Vec::new();
         for (seed, start) in (1u32..).zip(starts) {
             let patches = store.put(&job, PageDtype::F32, &shape, item(seed), Clock::system().now())?;
-            items.push(MediaItem { start, tokens: 6, grid_h: grid.0, grid_w: grid.1, patches });
+            items.push(MediaItem { start, tokens: 6, grid_h: grid.0, grid_w: grid.1, patches, normalise: None });
         }
         let held = store.counters();
         let on_disk = spilled_files(stand)?.len();

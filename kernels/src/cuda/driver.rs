@@ -96,7 +96,7 @@ unsafe impl Sync for Driver {}
 
 /// Kernels by name: file and every `extern "C"` kernel in it.
 const KERNELS: &[(&str, &[&str])] = &[
-    ("rows", &["gather_rows", "embed_rows", "scatter_rows", "scatter_add_rows", "repeat_frames"]),
+    ("rows", &["gather_rows", "embed_rows", "scatter_rows", "scatter_add_rows", "repeat_frames", "normalise_frames"]),
     ("grid", &["patch_angles", "interpolate_grids"]),
     ("norm", &["rms_norm", "add_rms_norm", "rms_norm_any", "layer_norm", "add_layer_norm", "layer_norm_any"]),
     ("activation", &["swiglu", "gelu", "add"]),

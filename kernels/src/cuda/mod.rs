@@ -36,11 +36,12 @@ pub(crate) use pinned::Pinned;
 pub use step::CudaLogits;
 pub use tensor::{CudaBatch, CudaFrequencies, CudaGeometry, CudaIndices, CudaKvCache, CudaTensor};
 
-use crate::backend::{Backend, GeluKind, PatchPage, RopeTable, Segments, SigmoidChoice};
+use crate::backend::{Backend, GeluKind, RopeTable, Segments, SigmoidChoice};
 use crate::device_memory::{MemoryKind, MemoryReader};
 use crate::error::KernelError;
 use crate::grid::PatchGrids;
 use crate::host_memory::HostMemory;
+use crate::patches::PatchPage;
 use crate::step::{Draw, Finished, Forward, StepInputs};
 use crate::view::shape_error;
 use attention::DecodeScratch;

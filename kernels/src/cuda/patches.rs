@@ -10,16 +10,21 @@ use super::CudaBackend;
 use super::driver::{Argument, Driver, Launch};
 use super::pinned::Pinned;
 use super::tensor::{CudaTensor, ELEMENT};
-use crate::backend::PatchPage;
 use crate::error::KernelError;
+use crate::patches::PatchPage;
 use crate::view::shape_error;
 
 /// Bytes of a buffer.
 const BUFFER_BYTES: usize = 16 << 20;
-/// Most buffers: the patches of a step and of the one before it fit (32,768 patches of stills take 50 MB, of clips 100 MB).
+/// Most buffers: the patches of a step and of the one before it fit (32,768 normalised patches of stills take 50 MB, of clips 100 MB;
+/// samples take half of that).
 const MOST_BUFFERS: usize = 12;
 /// Parts of a buffer start at multiples of this.
 const PART_ALIGN: usize = 512;
+/// Elements that a thread normalises at once (VECTOR of numeric.cuh).
+const VECTOR: usize = 8;
+/// Threads of a block that normalises.
+const BLOCK: usize = 256;
 
 /// Buffers that are filled one behind the other, the first one now: many pages share one, and copies of earlier steps may still
 /// be on their way from the others.
@@ -77,7 +82,11 @@ impl CudaBackend {
             if page.channels != channels || page.area != area {
                 return Err(shape_error(op, "pages of different patches"));
             }
-            if page.dtype != candle_core::DType::BF16 {
+            if page.dtype == candle_core::DType::U8 {
+                let stored = self.memory.piece(page.bytes.len())?;
+                send(page.bytes, stored.pointer)?;
+                self.normalise_frames(page, temporal, stored.pointer, to)?;
+            } else if page.dtype != candle_core::DType::BF16 {
                 let floats = page.floats(temporal)?;
                 let narrow: Vec<u8> =
                     floats.into_iter().flat_map(|value| bf16::from_f32(value).to_ne_bytes()).collect();
@@ -95,5 +104,23 @@ impl CudaBackend {
             to += (page.rows * width * ELEMENT) as u64;
         }
         Ok(out)
+    }
+
+    /// Samples at `stored` to patches at `out`.
+    fn normalise_frames(
+        &self,
+        page: &PatchPage<'_>,
+        temporal: usize,
+        stored: u64,
+        out: u64,
+    ) -> Result<(), KernelError> {
+        let (shift, scale) = page.shift_and_scale().ok_or_else(|| shape_error("patches", "samples alone"))?;
+        let frames = page.rows * page.channels * page.slots;
+        let repeats = temporal / page.slots.max(1);
+        let threads = frames * if page.area.is_multiple_of(VECTOR) { page.area / VECTOR } else { page.area };
+        let mut arguments = vec![Argument::Pointer(stored), Argument::Pointer(out)];
+        arguments.extend(shift.into_iter().chain(scale).map(Argument::Float));
+        arguments.extend([page.area, page.slots, repeats, frames].map(|size| Argument::Int(size as i32)));
+        self.driver.launch("normalise_frames", Launch::rows(threads.div_ceil(BLOCK), BLOCK as u32).alone(), &arguments)
     }
 }

@@ -4,8 +4,8 @@ use candle_core::DType;
 use millrace_kernels::{Backend, PatchGrids, PatchPage, Segments};
 
 use super::B;
-use super::device::{Op, compare, device};
-use super::support::{Random, assert_refused};
+use super::device::{Op, compare, device, poison};
+use super::support::{Random, assert_refused, samples};
 
 struct Pages {
     pages: Vec<(usize, usize, DType, Vec<u8>)>,
@@ -23,6 +23,7 @@ impl Op for Pages {
                 channels: 3,
                 slots: *slots,
                 area: 9,
+                normalise: None,
             })
             .collect();
         d.to_host(&d.patches(&pages, 2).unwrap()).unwrap()
@@ -52,8 +53,50 @@ fn patches_come_as_their_pages_hold_them() {
     for _ in 0..2 {
         compare("large pages", &cuda, &Pages { pages: vec![large(9, 1), large(160_001, 2), large(40_000, 1)] });
     }
-    let short = PatchPage { bytes: &[0; 3], dtype: B, rows: 1, channels: 1, slots: 1, area: 2 };
+    let short = PatchPage { bytes: &[0; 3], dtype: B, rows: 1, channels: 1, slots: 1, area: 2, normalise: None };
     assert_refused(cuda.patches(&[short], 2), "patches");
+}
+
+/// Pages of samples among normalised ones: exactly what pages of the same values give that were normalised before.
+#[test]
+fn samples_are_normalised_to_the_bit() {
+    let Some(cuda) = device(false) else { return };
+    let mut random = Random::fresh();
+    // 256 and 196: patches of 16 and 14 pixels. The last page takes more than one buffer (16 MiB), and more blocks than one run.
+    for (area, temporal, pages) in [
+        (256, 2, vec![(4, 1), (1, 2), (33, 1), (64, 2), (0, 1)]),
+        (196, 2, vec![(3, 1), (5, 2)]),
+        (9, 3, vec![(1, 3), (7, 1), (16, 3)]),
+        (256, 2, vec![(1, 1), (12_001, 2), (23_000, 1)]),
+    ] {
+        let made: Vec<_> = pages.iter().map(|&(rows, slots)| samples(&mut random, rows, slots, area)).collect();
+        let before = |values: &[f32]| values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
+        let normalised: Vec<Vec<u8>> = made.iter().map(|(_, _, values)| before(values)).collect();
+        let page = |n: usize, as_samples: bool| {
+            let (rows, slots) = pages[n];
+            let (bytes, dtype, normalise) =
+                if as_samples { (&made[n].0, DType::U8, Some(made[n].1)) } else { (&normalised[n], B, None) };
+            PatchPage { bytes, dtype, rows, channels: 3, slots, area, normalise }
+        };
+        let run = |as_samples: &dyn Fn(usize) -> bool| -> Vec<u32> {
+            poison(&cuda, pages.iter().map(|(rows, _)| rows).sum::<usize>() * 3 * temporal * area);
+            let pages: Vec<PatchPage<'_>> = (0..pages.len()).map(|n| page(n, as_samples(n))).collect();
+            cuda.to_host(&cuda.patches(&pages, temporal).unwrap()).unwrap().into_iter().map(f32::to_bits).collect()
+        };
+        let wanted = run(&|_| false);
+        assert!(run(&|_| true) == wanted, "area {area}: samples");
+        assert!(run(&|n| n % 2 == 0) == wanted, "area {area}: samples and normalised pages");
+    }
+    let grey = PatchPage {
+        bytes: &[0; 8],
+        dtype: DType::U8,
+        rows: 1,
+        channels: 1,
+        slots: 1,
+        area: 8,
+        normalise: Some(([0.5; 3], [0.5; 3])),
+    };
+    assert_refused(cuda.patches(&[grey], 2), "patches");
 }
 
 struct Vision {

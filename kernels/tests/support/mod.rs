@@ -63,6 +63,23 @@ pub fn round(dtype: DType, value: f32) -> f32 {
     if dtype == DType::BF16 { bf16::from_f32(value).to_f32() } else { value }
 }
 
+/// Mean and deviation of three channels.
+pub type Colours = ([f32; 3], [f32; 3]);
+
+/// Samples of a page `[rows, 3, slots, area]` (all values come up where there is room), how they are normalised, and the
+/// normalised values by the reference's formula.
+pub fn samples(random: &mut Random, rows: usize, slots: usize, area: usize) -> (Vec<u8>, Colours, Vec<f32>) {
+    let bytes: Vec<u8> = (0..rows * 3 * slots * area).map(|n| (n + random.below(3)) as u8).collect();
+    let mean: [f32; 3] = [0.481_454_66, 0.5, random.uniform()];
+    let std: [f32; 3] = [0.268_629_54, 0.5, 0.01 + random.uniform()];
+    let value = |(n, x): (usize, &u8)| {
+        let channel = n / (slots * area) % 3;
+        (f32::from(*x) - mean[channel] * 255.0) / (std[channel] * 255.0)
+    };
+    let values = bytes.iter().enumerate().map(value).collect();
+    (bytes, (mean, std), values)
+}
+
 /// Both element types on every instruction set of this processor, with one and with three threads.
 pub fn backends() -> Vec<(String, CpuBackend)> {
     let mut backends = Vec::new();

@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 pub use environment::Environment;
 pub use error::{ConfigError, Invalid};
 pub use sections::{
-    Config, DeviceChoice, Drain, Dtype, Executor, LogFormat, MediaLimits, Model, Nats, NatsUrl, Pager, Preprocess,
-    Scheduler, Storage, StreamMode, Streams, Telemetry, VideoPrompt,
+    Config, DeviceChoice, Drain, Dtype, Executor, LogFormat, MediaLimits, Model, Nats, NatsUrl, Pager, PatchForm,
+    Preprocess, Scheduler, Storage, StreamMode, Streams, Telemetry, VideoPrompt,
 };
 
 /// Read when neither a path nor `MILLRACE_CONFIG` is given and it exists.

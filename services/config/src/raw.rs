@@ -90,6 +90,7 @@ table! {
         ffmpeg: String = "ffmpeg",
         ffprobe: String = "ffprobe",
         video_prompt: String = "nested",
+        patches: String = "normalised",
         limits: Limits = Limits::default(),
     }
 }

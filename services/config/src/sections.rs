@@ -141,6 +141,15 @@ pub enum VideoPrompt {
     Plain,
 }
 
+/// What pages of patches hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PatchForm {
+    /// What the model takes, normalised while resizing.
+    Normalised,
+    /// Resized samples of one byte; the device normalises them.
+    Bytes,
+}
+
 /// Limits on media, checked before memory is taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MediaLimits {
@@ -177,6 +186,8 @@ pub struct Preprocess {
     pub ffprobe: PathBuf,
     /// Video prompt format.
     pub video_prompt: VideoPrompt,
+    /// What pages hold.
+    pub patches: PatchForm,
     /// Media limits.
     pub limits: MediaLimits,
 }

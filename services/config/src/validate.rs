@@ -12,8 +12,8 @@ use millrace_protocol::subjects::Subjects;
 use crate::environment::Environment;
 use crate::error::{ConfigError, Invalid};
 use crate::sections::{
-    Config, DeviceChoice, Drain, Dtype, Executor, LogFormat, MediaLimits, Model, Nats, NatsUrl, Pager, Preprocess,
-    Scheduler, Storage, StreamMode, Streams, Telemetry, VideoPrompt,
+    Config, DeviceChoice, Drain, Dtype, Executor, LogFormat, MediaLimits, Model, Nats, NatsUrl, Pager, PatchForm,
+    Preprocess, Scheduler, Storage, StreamMode, Streams, Telemetry, VideoPrompt,
 };
 use crate::{raw, units};
 
@@ -227,12 +227,14 @@ fn preprocess(raw: raw::Preprocess, problems: &mut Problems) -> Preprocess {
         ffmpeg,
         ffprobe,
         video_prompt,
+        patches,
         limits,
     } = raw;
     problems.table = "preprocess";
     for root in file_roots.iter().filter(|root| !root.starts_with('/')) {
         problems.add("file_roots", format!("must hold absolute folders, not \"{root}\""));
     }
+    let patch_forms = [("normalised", PatchForm::Normalised), ("bytes", PatchForm::Bytes)];
     let video_prompts = [("nested", VideoPrompt::Nested), ("plain", VideoPrompt::Plain)];
     Preprocess {
         credits_interactive: count(problems.number("credits_interactive", credits_interactive, 1..=100_000)),
@@ -243,6 +245,7 @@ fn preprocess(raw: raw::Preprocess, problems: &mut Problems) -> Preprocess {
         ffmpeg: PathBuf::from(problems.not_empty("ffmpeg", ffmpeg)),
         ffprobe: PathBuf::from(problems.not_empty("ffprobe", ffprobe)),
         video_prompt: problems.choice("video_prompt", &video_prompt, &video_prompts),
+        patches: problems.choice("patches", &patches, &patch_forms),
         limits: media_limits(limits, problems),
     }
 }

@@ -107,7 +107,7 @@ fn requests(cases: &[Case], pixels: &SafeTensors<'_>) -> Result<(Vec<Request>, P
             };
             pages.push(Bytes::copy_from_slice(tensor.data()));
             let Item { start, tokens, grid_h, grid_w } = *item;
-            media.push(MediaItem { start, tokens, grid_h, grid_w, patches });
+            media.push(MediaItem { start, tokens, grid_h, grid_w, patches, normalise: None });
         }
         requests.push(Request {
             prompt: case.ids.clone(),

@@ -80,7 +80,7 @@ fn item(content: u64) -> MediaItem {
     let (shape, hash) = (vec![64, 3, 1, 16, 16], u128::from(content).to_le_bytes());
     let node = ActorId::new("test").unwrap();
     let patches = PageRef { node, page: content, dtype: PageDtype::Bf16, shape, bytes: 64 * 3 * 256 * 2, hash };
-    MediaItem { start: 0, tokens: 16, grid_h: 8, grid_w: 8, patches }
+    MediaItem { start: 0, tokens: 16, grid_h: 8, grid_w: 8, patches, normalise: None }
 }
 
 fn open(slot: u32, tokens: Vec<u32>, cached: usize, blocks: &[u32], media: Vec<MediaItem>) -> OpenSlot {

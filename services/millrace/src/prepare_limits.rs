@@ -1,10 +1,10 @@
 //! What pipeline.toml says about preprocessing, as the preprocessing crate takes it.
 
-use millrace_config::{Config, DeviceChoice, Dtype, VideoPrompt};
+use millrace_config::{Config, DeviceChoice, Dtype, PatchForm, VideoPrompt};
 use millrace_preprocess::PrepareLimits;
 use millrace_protocol::PageDtype;
 
-/// The limits of `[preprocess]`, with the element type that `[executor] dtype` asks for on this device.
+/// The limits of `[preprocess]`, with the element type that `[executor] dtype` asks for on this device, or bytes.
 pub fn prepare_limits(config: &Config) -> PrepareLimits {
     let settings = &config.preprocess;
     PrepareLimits {
@@ -17,6 +17,7 @@ pub fn prepare_limits(config: &Config) -> PrepareLimits {
         file_roots: settings.file_roots.clone(),
         nested_video: settings.video_prompt == VideoPrompt::Nested,
         dtype: match config.executor.dtype {
+            _ if settings.patches == PatchForm::Bytes => Some(PageDtype::U8),
             Dtype::Bf16 => Some(PageDtype::Bf16),
             Dtype::F32 => Some(PageDtype::F32),
             Dtype::Auto => match config.executor.device {

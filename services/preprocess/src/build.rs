@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-use millrace_protocol::{ErrorCode, JobError, JobId, JobRequest};
+use millrace_protocol::ready::Normalise;
+use millrace_protocol::{ErrorCode, JobError, JobId, JobRequest, PageDtype};
 
 use crate::chat_template::TemplateInput;
 use crate::conversation::{Form, messages};
@@ -214,6 +215,7 @@ impl Preparer {
             dtype,
             shape: [grid.0 * grid.1, 3, slots, pixels.patch, pixels.patch],
             patches: patches.into(),
+            normalise: (dtype == PageDtype::U8).then_some(Normalise { mean: pixels.mean, std: pixels.std }),
         };
         let (image, video) = (&vision.processor.image, &vision.processor.video.pixels);
         let stills = media.stills.into_iter().zip(&expanded.image_starts);

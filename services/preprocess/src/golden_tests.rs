@@ -123,6 +123,37 @@ fn video_pixel_values_are_those_of_the_reference() {
     }
 }
 
+/// Bytes, normalised as the device does it, are the normalised patches: stills and clips, resized or not, in runs on one core and
+/// on several.
+#[test]
+fn bytes_become_the_normalised_patches() {
+    let mut pixels =
+        ProcessorConfig::from_values(Json::Object(Default::default()), Json::Object(Default::default())).image;
+    (pixels.mean, pixels.std) = ([0.481_454_66, 0.457_827_5, 0.3], [0.268_629_54, 0.261_302_6, 0.7]);
+    for (patch, slots, from, to) in [
+        (16, 1, (37, 91), (64, 96)),
+        (16, 2, (100, 51), (96, 64)),
+        (14, 1, (28, 56), (28, 56)),
+        (14, 3, (61, 33), (84, 56)),
+        (16, 1, (701, 1203), (608, 1056)),
+    ] {
+        pixels.patch = patch;
+        let frames: Vec<Vec<u8>> = (0..slots).map(|seed| noise(seed as u32, (from.0 * from.1 * 3) as usize)).collect();
+        let frames: Vec<&[u8]> = frames.iter().map(Vec::as_slice).collect();
+        let make = |dtype| patches(&pixels, &frames, from, to, slots, dtype).0;
+        let samples = make(PageDtype::U8);
+        let plane = slots * (patch * patch) as usize;
+        let value = |(n, x): (usize, &u8)| {
+            let channel = n / plane % 3;
+            (f32::from(*x) - pixels.mean[channel] * 255.0) / (pixels.std[channel] * 255.0)
+        };
+        let values: Vec<f32> = samples.iter().enumerate().map(value).collect();
+        let wide: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let short: Vec<u8> = values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect();
+        assert!(wide == make(PageDtype::F32) && short == make(PageDtype::Bf16), "{patch} {slots} {from:?} {to:?}");
+    }
+}
+
 #[test]
 fn sizes_are_those_of_the_reference() {
     let golden = golden("processors.json");

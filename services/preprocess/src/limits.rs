@@ -35,7 +35,7 @@ pub struct PrepareLimits {
     /// Keeps the template's own `<|vision_start|>`/`<|vision_end|>` around a video, as transformers 5.17 does; older
     /// versions and most serving engines replace them.
     pub nested_video: bool,
-    /// Element type of the patches; absent: the checkpoint's.
+    /// Element type of the patches; absent: the checkpoint's. Bytes are normalised on the device.
     pub dtype: Option<PageDtype>,
     /// The ffmpeg program.
     pub ffmpeg: PathBuf,

@@ -39,7 +39,7 @@ pub struct ModelFacts {
     pub vocab: u32,
     /// Longest sequence, prompt and answer together.
     pub max_tokens: u32,
-    /// Element type of the weights, and so of the pages.
+    /// Element type of the weights, and so of normalised pages.
     pub dtype: PageDtype,
     /// End-of-text ids named here; generation_config.json goes first.
     pub eos: Vec<u32>,

@@ -149,8 +149,10 @@ impl Patchifier {
                 match (&self.table, self.layout.patch) {
                     (Table::Bf16(table), 16) => scatter::<2, 16>(finished, row, self.layout, slot, table, band),
                     (Table::F32(table), 16) => scatter::<4, 16>(finished, row, self.layout, slot, table, band),
+                    (Table::U8(table), 16) => scatter::<1, 16>(finished, row, self.layout, slot, table, band),
                     (Table::Bf16(table), _) => scatter::<2, 0>(finished, row, self.layout, slot, table, band),
                     (Table::F32(table), _) => scatter::<4, 0>(finished, row, self.layout, slot, table, band),
+                    (Table::U8(table), _) => scatter::<1, 0>(finished, row, self.layout, slot, table, band),
                 }
             }
         }

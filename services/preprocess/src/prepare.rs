@@ -5,6 +5,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use millrace_protocol::content::RawSize;
+use millrace_protocol::ready::Normalise;
 use millrace_protocol::sampling::ResolvedSampling;
 use millrace_protocol::{ErrorCode, JobError, JobRequest, PageDtype, Part, Source};
 
@@ -73,8 +74,10 @@ pub struct PreparedMedia {
     pub dtype: PageDtype,
     /// Shape of `patches`: `[grid_h * grid_w, 3, slots, patch, patch]`; 1 slot for stills.
     pub shape: [u32; 5],
-    /// Normalised patches, little endian.
+    /// Patches, little endian; normalised unless they are bytes.
     pub patches: Bytes,
+    /// What normalises bytes.
+    pub normalise: Option<Normalise>,
 }
 
 /// A job in the model's terms.

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use millrace_protocol::{ErrorCode, JobError, JobId, JobRequest};
+use millrace_protocol::ready::Normalise;
+use millrace_protocol::{ErrorCode, JobError, JobId, JobRequest, PageDtype};
 use serde_json::{Value as Json, json};
 
 use crate::golden_tests::{golden, noise, repeat_slots, sha256};
@@ -98,6 +99,26 @@ async fn jobs_become_what_the_reference_processor_makes() {
             assert!(got.prompt[start..start + tokens].iter().all(|&id| id == placeholder));
             assert!(got.prompt[start - 1] != placeholder && got.prompt[start + tokens] != placeholder);
             assert_eq!(item.patches.len(), item.shape.iter().product::<u32>() as usize * 2);
+        }
+    }
+}
+
+#[tokio::test]
+async fn pages_of_bytes_say_how_they_are_normalised() {
+    let with = |dtype| preparer(PrepareLimits { dtype: Some(dtype), ..PrepareLimits::default() });
+    for case in golden("prepare.json").as_array().unwrap() {
+        let job = user(with_media(case));
+        let wide = prepare_with(&with(PageDtype::F32), &Bucket::default(), job.clone()).await.unwrap();
+        let bytes = prepare_with(&with(PageDtype::U8), &Bucket::default(), job).await.unwrap();
+        assert_eq!((&bytes.prompt, bytes.media.len()), (&wide.prompt, wide.media.len()));
+        for (bytes, wide) in bytes.media.iter().zip(&wide.media) {
+            assert_eq!((bytes.dtype, bytes.shape, bytes.start), (PageDtype::U8, wide.shape, wide.start));
+            let (Normalise { mean, std }, None) = (bytes.normalise.unwrap(), wide.normalise) else { panic!() };
+            let plane = bytes.shape[2..].iter().product::<u32>() as usize;
+            let value = |(n, x): (usize, &u8)| {
+                ((f32::from(*x) - mean[n / plane % 3] * 255.0) / (std[n / plane % 3] * 255.0)).to_le_bytes()
+            };
+            assert!(bytes.patches.iter().enumerate().flat_map(value).eq(wide.patches.iter().copied()));
         }
     }
 }

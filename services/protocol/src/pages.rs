@@ -11,6 +11,8 @@ pub enum PageDtype {
     Bf16,
     /// IEEE float32, little endian.
     F32,
+    /// One byte: a colour sample before normalisation.
+    U8,
 }
 
 impl PageDtype {
@@ -19,6 +21,7 @@ impl PageDtype {
         match self {
             PageDtype::Bf16 => 2,
             PageDtype::F32 => 4,
+            PageDtype::U8 => 1,
         }
     }
 }

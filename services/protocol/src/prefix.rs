@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ready::MediaItem;
+use crate::ready::{MediaItem, Normalise};
 
 /// First 16 bytes of a BLAKE3 hash over the weights, the tenant and all content up to the block's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,6 +47,9 @@ impl HashChain {
             for item in media[first..].iter().take_while(|item| (item.start as usize) < start + block_tokens) {
                 hasher.update(&item.patches.hash);
                 for number in [item.start, item.tokens, item.grid_h, item.grid_w] {
+                    hasher.update(&number.to_le_bytes());
+                }
+                for number in item.normalise.iter().flat_map(Normalise::bits) {
                     hasher.update(&number.to_le_bytes());
                 }
             }
@@ -137,7 +140,7 @@ mod tests {
             bytes: 4,
             hash: [content; 16],
         };
-        MediaItem { start, tokens: 4, grid_h: 4, grid_w: 4, patches }
+        MediaItem { start, tokens: 4, grid_h: 4, grid_w: 4, patches, normalise: None }
     }
 
     #[test]
@@ -158,6 +161,11 @@ mod tests {
         assert_eq!(differs_from(chain("w", "t", &tokens, &[image(5, 2)])), Some(1));
         assert_eq!(differs_from(chain("w", "t", &tokens, &[image(8, 1)])), Some(1));
         assert_eq!(differs_from(chain("w", "t", &tokens, &[])), Some(1));
+        let normalised =
+            |mean| MediaItem { normalise: Some(Normalise { mean: [mean; 3], std: [0.5; 3] }), ..image(5, 1) };
+        let half = chain("w", "t", &tokens, &[normalised(0.5)]);
+        assert_eq!(differs_from(half.clone()), Some(1));
+        assert_ne!(half, chain("w", "t", &tokens, &[normalised(0.25)]));
         assert_ne!(chain("ab", "c", &tokens, &[]), chain("a", "bc", &tokens, &[]));
     }
 

@@ -18,9 +18,28 @@ pub struct MediaItem {
     pub grid_h: u32,
     /// Patches across, before merging.
     pub grid_w: u32,
-    /// Normalised patches in the reference's patch order, shape `[grid_h*grid_w, 3, slots, p, p]`:
-    /// `slots` is the temporal patch size, or 1 for a still whose slots would be equal.
+    /// Patches in the reference's patch order, shape `[grid_h*grid_w, 3, slots, p, p]`: `slots` is the temporal
+    /// patch size, or 1 for a still whose slots would be equal. Normalised, or samples of one byte each.
     pub patches: PageRef,
+    /// What normalises the samples; present exactly where the page is [`crate::PageDtype::U8`].
+    pub normalise: Option<Normalise>,
+}
+
+/// From a sample `x` of one byte to what the model takes: `(x - 255 mean) / (255 std)`, each operation rounded to f32.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Normalise {
+    /// Mean of red, green and blue, of samples in 0..=1.
+    pub mean: [f32; 3],
+    /// Their standard deviation.
+    pub std: [f32; 3],
+}
+
+impl Normalise {
+    /// Equal exactly where the normalised patches are: a key.
+    pub fn bits(&self) -> [u32; 6] {
+        let ([a, b, c], [d, e, f]) = (self.mean, self.std);
+        [a, b, c, d, e, f].map(f32::to_bits)
+    }
 }
 
 /// A preprocessed job. `Debug` prints sizes only.

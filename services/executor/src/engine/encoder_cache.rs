@@ -1,5 +1,5 @@
 //! Vision features of pages seen before: a picture sent again, or a sequence computed anew, is not encoded twice.
-//! Features depend on a page's content and its grid alone, so a hit changes no result.
+//! Features depend on a page's content, its grid and its normalisation alone, so a hit changes no result.
 //!
 //! Features lie on the device as long as their bytes have room there; the least recently used go to host memory (page-locked
 //! where the device copies by itself), and come back by a copy when their content is asked for again. Both are bounded.
@@ -9,22 +9,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use millrace_kernels::{Backend, HostMemory, KernelError, Place, SlabBook};
-use millrace_protocol::ready::MediaItem;
+use millrace_protocol::ready::{MediaItem, Normalise};
 
 use super::LoadOptions;
 use crate::layers::vision::VisionFeatures;
 
-/// Content and how it is cut into a grid.
+/// Content, how it is cut into a grid, and how it is normalised.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Key {
     hash: [u8; 16],
     shape: Vec<u32>,
     grid: (u32, u32),
+    normalise: Option<[u32; 6]>,
 }
 
 impl Key {
     fn of(item: &MediaItem) -> Self {
-        Self { hash: item.patches.hash, shape: item.patches.shape.clone(), grid: (item.grid_h, item.grid_w) }
+        Self {
+            hash: item.patches.hash,
+            shape: item.patches.shape.clone(),
+            grid: (item.grid_h, item.grid_w),
+            normalise: item.normalise.as_ref().map(Normalise::bits),
+        }
     }
 }
 
@@ -205,7 +211,7 @@ mod tests {
         let node = ActorId::new("test").unwrap();
         let shape = vec![64, 3, 1, 2, 2];
         let patches = PageRef { node, page: 1, dtype: PageDtype::F32, shape, bytes: 0, hash: [content; 16] };
-        MediaItem { start: 0, tokens: 16, grid_h: 8, grid_w: 8, patches }
+        MediaItem { start: 0, tokens: 16, grid_h: 8, grid_w: 8, patches, normalise: None }
     }
 
     fn features(backend: &CpuBackend, content: u8) -> VisionFeatures<CpuBackend> {
@@ -250,6 +256,16 @@ mod tests {
             assert_eq!(counts(&cache), [2, 3, 4], "{dtype:?}: 4 and 1 were on the device, 1, 2 and 3 in host memory");
             assert_eq!(cache.bytes, 2 * BYTES);
         }
+    }
+
+    #[test]
+    fn equal_samples_normalised_otherwise_are_other_content() {
+        let backend = CpuBackend::new(DType::F32).unwrap();
+        let mut own = cache(&backend, 1);
+        let of = |mean: f32| MediaItem { normalise: Some(Normalise { mean: [mean; 3], std: [0.5; 3] }), ..item(1) };
+        own.put(&backend, &of(0.5), &features(&backend, 1)).unwrap();
+        assert!(own.get(&backend, &of(0.25)).unwrap().is_none() && own.get(&backend, &item(1)).unwrap().is_none());
+        assert!(own.get(&backend, &of(0.5)).unwrap().is_some());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use millrace_protocol::ready::MediaItem;
-use millrace_protocol::{ErrorCode, JobError, PageRef};
+use millrace_protocol::{ErrorCode, JobError, PageDtype, PageRef};
 
 use crate::layers::vision::PatchGrid;
 use crate::models::PatchSpec;
@@ -31,6 +31,10 @@ pub(super) fn patch_grid(item: &MediaItem, bytes: &Bytes, spec: &PatchSpec) -> R
         let what = format!("a page of {} bytes for {elements} elements", bytes.len());
         return Err(JobError::new(ErrorCode::MediaMismatch, what));
     }
-    let (grid_h, grid_w, dtype) = (item.grid_h, item.grid_w, item.patches.dtype);
-    Ok(PatchGrid { grid_h, grid_w, bytes: bytes.clone(), dtype, slots })
+    let (grid_h, grid_w, dtype, normalise) = (item.grid_h, item.grid_w, item.patches.dtype, item.normalise);
+    if (dtype == PageDtype::U8) != normalise.is_some() || (normalise.is_some() && spec.channels != 3) {
+        let what = format!("{dtype:?} patches of {} channels with normalisation {normalise:?}", spec.channels);
+        return Err(JobError::new(ErrorCode::MediaMismatch, what));
+    }
+    Ok(PatchGrid { grid_h, grid_w, bytes: bytes.clone(), dtype, slots, normalise })
 }

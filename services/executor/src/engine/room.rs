@@ -159,6 +159,7 @@ fn rehearse_vision<B: Backend>(
         bytes: Bytes::from(vec![0; height * width * channels * patch * patch * 2]),
         dtype: PageDtype::Bf16,
         slots: 1,
+        normalise: None,
     };
     let parts = model.encode(backend, &[grid.clone(), grid])?;
     let none = || ExecutorError::Unsupported("a vision tower that gives no features".into());

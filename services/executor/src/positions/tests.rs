@@ -6,7 +6,7 @@ use millrace_protocol::{ActorId, PageDtype, PageRef};
 fn item(start: u32, grid_h: u32, grid_w: u32) -> MediaItem {
     let node = ActorId::new("p").unwrap();
     let patches = PageRef { node, page: 1, dtype: PageDtype::F32, shape: vec![], bytes: 0, hash: [0; 16] };
-    MediaItem { start, tokens: grid_h * grid_w / 4, grid_h, grid_w, patches }
+    MediaItem { start, tokens: grid_h * grid_w / 4, grid_h, grid_w, patches, normalise: None }
 }
 
 fn axis(positions: &Positions, tokens: u32, axis: usize) -> Vec<u32> {

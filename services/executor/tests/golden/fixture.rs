@@ -61,7 +61,7 @@ fn fixtures() -> PathBuf {
 pub struct Family {
     pub dir: PathBuf,
     pub cases: Vec<Case>,
-    pages: HashMap<u64, Bytes>,
+    pub pages: HashMap<u64, Bytes>,
     /// Pages read.
     pub reads: usize,
 }
@@ -92,7 +92,7 @@ impl Family {
                     hash,
                 };
                 let Item { start, tokens, grid_h, grid_w } = *item;
-                case.media.push(MediaItem { start, tokens, grid_h, grid_w, patches });
+                case.media.push(MediaItem { start, tokens, grid_h, grid_w, patches, normalise: None });
             }
         }
         Self { dir, cases, pages, reads: 0 }

@@ -7,6 +7,8 @@ mod bf16;
 #[cfg(test)]
 mod broken;
 #[cfg(test)]
+mod bytes;
+#[cfg(test)]
 mod encoder_cache;
 #[cfg(test)]
 mod exact;

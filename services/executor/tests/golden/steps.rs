@@ -5,6 +5,7 @@ use bytes::Bytes;
 use millrace_executor::generate::Request;
 use millrace_executor::{Dtype, MediaSource, StepEngine};
 use millrace_protocol::plan::{OpenSlot, SlotWork, StepPlan};
+use millrace_protocol::ready::Normalise;
 use millrace_protocol::sampling::ResolvedSampling;
 use millrace_protocol::step::StepOutput;
 use millrace_protocol::{ActorId, BlockId, ErrorCode, JobError, JobId, PageDtype, PageRef, SlotId};
@@ -156,6 +157,10 @@ fn a_page_of_another_shape_fails_its_sequence_alone() {
     let (output, _) = beside("wide", &mut NanPages, |open| open.media[0].patches.shape[3] = 8);
     assert_eq!(failure(&output), ErrorCode::MediaMismatch);
     let (output, _) = beside("wide", &mut NanPages, |open| open.media[0].patches.dtype = PageDtype::Bf16);
+    assert_eq!(failure(&output), ErrorCode::MediaMismatch);
+    let (output, _) = beside("wide", &mut NanPages, |open| {
+        open.media[0].normalise = Some(Normalise { mean: [0.5; 3], std: [0.5; 3] });
+    });
     assert_eq!(failure(&output), ErrorCode::MediaMismatch);
     let (output, _) = beside("wide", &mut NanPages, |open| open.media[0].tokens += 1);
     assert_eq!(failure(&output), ErrorCode::MediaMismatch);

@@ -72,7 +72,7 @@ fn image(sizes: &mut Sizes) -> MediaItem {
     let bytes = shape.iter().map(|n| u64::from(*n)).product::<u64>() * 2;
     let node = ActorId::new("count").unwrap();
     let patches = PageRef { node, page: 1, dtype: PageDtype::Bf16, shape, bytes, hash };
-    MediaItem { start: 0, tokens: grid_h * grid_w / 4, grid_h, grid_w, patches }
+    MediaItem { start: 0, tokens: grid_h * grid_w / 4, grid_h, grid_w, patches, normalise: None }
 }
 
 /// A prompt step of random sequences that fills at most a step, and a decode step of the same.

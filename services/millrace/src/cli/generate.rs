@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use millrace_config::PatchForm;
 use millrace_executor::{Dtype, KvBudget, LoadOptions};
 use millrace_preprocess::PrepareLimits;
 use millrace_protocol::{ActorId, PageDtype, Sampling};
@@ -99,8 +100,12 @@ pub async fn run(settings: &SettingsArgs, args: GenerateArgs) -> anyhow::Result<
         Some(dtype) => dtype == "bf16",
         None => device.default_dtype() == Dtype::Bf16,
     };
-    let limits =
-        PrepareLimits { dtype: Some(if bf16 { PageDtype::Bf16 } else { PageDtype::F32 }), ..prepare_limits(&config) };
+    let page = match config.preprocess.patches {
+        PatchForm::Bytes => PageDtype::U8,
+        PatchForm::Normalised if bf16 => PageDtype::Bf16,
+        PatchForm::Normalised => PageDtype::F32,
+    };
+    let limits = PrepareLimits { dtype: Some(page), ..prepare_limits(&config) };
     let ids =
         args.ids.as_deref().filter(|_| !(args.image.is_empty() && args.video.is_empty() && args.frames.is_empty()));
     let mut job = request(&prompt(&args)?, &media(&args)?, &sampling(&args))?;

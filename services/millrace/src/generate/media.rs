@@ -40,8 +40,8 @@ impl Patches {
                 hash,
             };
             pages.push(item.patches);
-            let PreparedMedia { start, tokens, grid_h, grid_w, .. } = item;
-            items.push(MediaItem { start, tokens, grid_h, grid_w, patches });
+            let PreparedMedia { start, tokens, grid_h, grid_w, normalise, .. } = item;
+            items.push(MediaItem { start, tokens, grid_h, grid_w, patches, normalise });
         }
         (items, Self(pages))
     }

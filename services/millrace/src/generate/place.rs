@@ -53,7 +53,7 @@ mod tests {
     fn item(tokens: u32, slots: u32) -> PreparedMedia {
         let shape = [tokens * 4, 3, slots, 16, 16];
         let patches = bytes::Bytes::new();
-        PreparedMedia { start: 0, tokens, grid_h: 2, grid_w: 2, dtype: PageDtype::F32, shape, patches }
+        PreparedMedia { start: 0, tokens, grid_h: 2, grid_w: 2, dtype: PageDtype::F32, shape, patches, normalise: None }
     }
 
     fn starts(ids: &[u32], media: Vec<PreparedMedia>) -> Result<Vec<(u32, u32)>, String> {

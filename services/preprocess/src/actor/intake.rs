@@ -231,6 +231,7 @@ impl Intake {
                 grid_h: media.grid_h,
                 grid_w: media.grid_w,
                 patches,
+                normalise: media.normalise,
             });
         }
         Ok(items)

@@ -272,6 +272,7 @@ fn media_share_the_patch_budget() {
             bytes: 0,
             hash: [start as u8; 16],
         },
+        normalise: None,
     };
     let mut planner = planner(64, 4, limits(64));
     // 64 patches a step: the first two images fit together, the third waits, the last is larger than the budget.

@@ -13,6 +13,7 @@ use std::ops::Range;
 use candle_core::DType;
 use millrace_kernels::{Backend, PatchPage};
 use millrace_protocol::PageDtype;
+use millrace_protocol::ready::Normalise;
 
 /// Patches of one item, in the reference's patch order.
 #[derive(Clone, PartialEq)]
@@ -21,12 +22,14 @@ pub struct PatchGrid {
     pub grid_h: u32,
     /// Patches across.
     pub grid_w: u32,
-    /// Normalised pixels `[grid_h * grid_w, channels, slots, p * p]`, little-endian.
+    /// Pixels `[grid_h * grid_w, channels, slots, p * p]`, little-endian: normalised, or samples of one byte.
     pub bytes: bytes::Bytes,
     /// Their type.
     pub dtype: PageDtype,
     /// Frames stored of each patch: 1 for a still.
     pub slots: usize,
+    /// What normalises samples.
+    pub normalise: Option<Normalise>,
 }
 
 impl PatchGrid {
@@ -35,9 +38,11 @@ impl PatchGrid {
         let dtype = match self.dtype {
             PageDtype::F32 => DType::F32,
             PageDtype::Bf16 => DType::BF16,
+            PageDtype::U8 => DType::U8,
         };
         let rows = self.grid_h as usize * self.grid_w as usize;
-        PatchPage { bytes: &self.bytes, dtype, rows, channels, slots: self.slots, area }
+        let normalise = self.normalise.map(|Normalise { mean, std }| (mean, std));
+        PatchPage { bytes: &self.bytes, dtype, rows, channels, slots: self.slots, area, normalise }
     }
 }
 
