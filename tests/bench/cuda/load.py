@@ -4,8 +4,8 @@ device memory and the process's stay flat.
     python3 load.py --tools DIR --out OUT.json [--device cuda:0] [SECONDS]
 
 Rounds of 10,000 requests of 8 to 24 prompt tokens and 2 answer tokens until 100,000 are done or SECONDS (150) are over. The first
-two rounds warm up; streams are kept in the server's memory, so that its disk does not set the pace. Looked at after each: millrace_executor_device_allocations_total and the device memory gauges where the process has
-them, device memory in use as nvidia-smi says it, resident memory of the service and of its nats-server.
+two rounds warm up. Looked at after each: millrace_executor_device_allocations_total and the device memory gauges where the process
+has them, device memory in use as nvidia-smi says it, resident memory of the service and of its nats-server.
 """
 
 import json
@@ -48,7 +48,7 @@ def run(options):
     seconds = float(options.what[0]) if options.what else 150
     count = 500 if options.quick else ROUND
     folder = scratch("load")
-    process = Process(options, "up", configuration(folder, options.device, kv="1GiB", storage="memory"))
+    process = Process(options, "up", configuration(folder, options.device, kv="1GiB"))
     rounds, done, broke = [], 0, None
     try:
         process.wait_ready()

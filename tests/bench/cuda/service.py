@@ -72,6 +72,7 @@ default = true
 [preprocess]
 credits_batch = 512
 credits_interactive = 512
+patches = "{"normalised" if device == "cpu" else "bytes"}"
 [pager]
 dir = "{folder}/pages"
 [scheduler]
