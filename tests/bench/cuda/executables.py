@@ -14,6 +14,12 @@ from service import ROOT, environment, part
 TESTS = ("cuda_ops", "cuda_steps", "cuda_fault", "cuda_memory", "cuda_engine", "card")
 # A tool's word for each finding; racecheck counts hazards, memcheck errors.
 SUMMARY = re.compile(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard")
+# Tests that racecheck does not see, since it keeps host memory for every launch of a recorded step (96 GB in 35 s), and the tests of
+# the same with fewer steps that it sees instead.
+FEWER_STEPS = {
+    "recorded_steps_give_the_same_bits": "a_few_recorded_steps_give_the_same_bits",
+    "two_steps_under_way_give_the_tokens_of_one": "a_few_steps_two_under_way_give_the_tokens_of_one",
+}
 
 
 def executed(options, command, seconds):
@@ -60,26 +66,31 @@ def one(options, tool, executable, test, program):
     found = [int(a or b) for a, b in SUMMARY.findall(text)]
     row = {"tool": tool, "test": f"{executable}::{test}", "code": code, "found": sum(found) if found else None}
     # Time run out with nothing found is no verdict.
-    row["verdict"] = "clean" if code == 0 and found and not sum(found) else "out of time" if code == 124 else "no verdict" if not program else "FAILED"
+    clean = code == 0 and found and not sum(found) and "skipped:" not in text
+    row["verdict"] = "clean" if clean else "out of time" if code == 124 else "no verdict" if not program else "FAILED"
     if row["verdict"] == "FAILED":
         row["tail"] = "\n".join(line for line in text.splitlines() if line.startswith("=========") or "panicked" in line)[:2500]
     return row
 
 
 def run_sanitizer(options):
-    """Every test of cuda_ops and cuda_steps under memcheck and racecheck, several processes at once."""
+    """Every test of cuda_ops and cuda_steps under memcheck and racecheck, but for racecheck those of `FEWER_STEPS`; several processes
+    at once. Ok if every one is clean: a tool that dies or runs out of time has said nothing."""
     program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     if options.cuda and not program:
         return {"ok": False, "broke": "no compute-sanitizer"}
-    jobs = [(tool, executable, test) for executable in ("cuda_steps", "cuda_ops") for test in names(options, executable)
-            for tool in ("memcheck", "racecheck")]
+    tests = {executable: names(options, executable) for executable in ("cuda_steps", "cuda_ops")}
+    instead = {test for test, fewer in FEWER_STEPS.items() if fewer in tests["cuda_steps"]}
+    jobs = [(tool, executable, test) for executable, own in tests.items() for test in own for tool in ("memcheck", "racecheck")
+            if tool == "memcheck" or test not in instead]
     with concurrent.futures.ThreadPoolExecutor(10) as pool:
         rows = list(pool.map(lambda job: one(options, *job, program if options.cuda else None), jobs))
     verdicts = {}
     for row in rows:
         verdicts[row["verdict"]] = verdicts.get(row["verdict"], 0) + 1
         print(row["tool"], row["test"], row["verdict"], flush=True)
-    return {"ok": bool(rows) and (verdicts.get("clean", 0) == len(rows) if options.cuda else "FAILED" not in verdicts),
+    return {"racecheck_sees_fewer_steps_of": sorted(instead),
+            "ok": bool(rows) and (verdicts.get("clean", 0) == len(rows) if options.cuda else "FAILED" not in verdicts),
             "verdicts": verdicts, "rows": rows}
 
 
