@@ -61,12 +61,12 @@ __device__ void attend(Shared& shared, Key key, Value value, int visible, int he
     }
 }
 
-// q, out [T, heads head_dim]; pools [blocks, block_tokens, kv_heads, head_dim]; table [sequences, stride]; context
-// [sequences]; query_start [sequences + 1]. With `skip_single`, sequences of one row are left alone: another kernel has them.
+// q, out [T, heads head_dim]; pools [blocks, block_tokens, kv_heads, head_dim]; table [sequences, *stride], whose width
+// is in memory, so that a captured graph serves any; context [sequences]; query_start [sequences + 1]. With `skip_single`, sequences of one row are left alone: another kernel has them.
 // Grid: x = row, y = head.
 extern "C" __global__ void paged_attention_any(const bf16* q, const bf16* keys, const bf16* values, const int* table,
-                                               const int* context, const int* query_start, bf16* out, int sequences,
-                                               int stride, int heads, int kv_heads, int head_dim, int block_tokens,
+                                               const int* context, const int* query_start, bf16* out, const int* stride,
+                                               int sequences, int heads, int kv_heads, int head_dim, int block_tokens,
                                                int skip_single, float scale) {
     __shared__ Shared shared;
     const int row = blockIdx.x, head = blockIdx.y, kv_head = head / (heads / kv_heads);
@@ -80,7 +80,7 @@ extern "C" __global__ void paged_attention_any(const bf16* q, const bf16* keys, 
     const bf16* query = q + (size_t(row) * heads + head) * head_dim;
     for (int d = threadIdx.x; d < head_dim; d += THREADS) shared.query[d] = widen(query[d]);
     __syncthreads();
-    const int* blocks = table + size_t(low) * stride;
+    const int* blocks = table + size_t(low) * *stride;
     auto at = [&](int t, int d) {
         const size_t page_row = size_t(blocks[t / block_tokens]) * block_tokens + t % block_tokens;
         return (page_row * kv_heads + kv_head) * head_dim + d;

@@ -15,7 +15,8 @@
 // Dynamic shared memory: paged_decode_shared_bytes = STAGES * 4 * 64 * D + 11,264 + 8 * (sequences + 1) bytes (D 128, 3 stages: 96 KiB
 // + 11,264 + ...). D 64 takes twice the stages, so the same bytes.
 // Arguments: q, out [T, kv_heads group D]; pools [blocks, block_tokens, kv_heads, D], block_tokens = 1 << page_shift; table
-// [sequences, stride]; context [sequences]; query_start [sequences + 1]; partial f32 [2 gridDim.x, group, D + 2]; arrived
+// [sequences, *stride], whose width is in memory, so that a captured graph serves any; context [sequences]; query_start
+// [sequences + 1]; partial f32 [2 gridDim.x, group, D + 2]; arrived
 // int32 [sequences kv_heads], zero before the first launch, left zero by each; scale on the scores. A context of 0 gives a zero row.
 // Entries: _g8 for group <= 8, _g16 for group <= 16.
 //
@@ -59,7 +60,8 @@ struct Problem {
     bf16* out;
     float* partial;
     int* arrived;
-    int sequences, stride, kv_heads, group, page_shift;
+    const int* stride;
+    int sequences, kv_heads, group, page_shift;
     float scale;
 };
 
@@ -365,6 +367,7 @@ __device__ void decode(const Problem& p) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     wait_for_previous();
     release_next();
+    const int stride = *p.stride;
     const int per_head = lay_out(p, merge, prefix, contexts);
     const Split split = Split::of(per_head, p.kv_heads, gridDim.x);
     const int begin = split.begin(split.own()), count = split.begin(split.own() + 1) - begin;
@@ -378,7 +381,7 @@ __device__ void decode(const Problem& p) {
     auto look_up = [&]() {
         const int key = ahead.tile * TILE + warp * CHUNK + lane % CHUNK;
         if (ahead.sequence >= p.sequences || key >= contexts[ahead.sequence]) return -1;
-        const int page = p.table[size_t(ahead.sequence) * p.stride + (key >> p.page_shift)];
+        const int page = p.table[size_t(ahead.sequence) * stride + (key >> p.page_shift)];
         return (page << p.page_shift) + (key & ((1 << p.page_shift) - 1));
     };
     int row = look_up(), stage_ahead = 0;
@@ -440,9 +443,9 @@ __device__ void decode(const Problem& p) {
 #define ENTRY(NAME, D, WIDE, STAGES)                                                                                               \
     extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                                       \
         NAME(const bf16* q, const bf16* keys, const bf16* values, const int* table, const int* context, const int* query_start,   \
-             bf16* out, float* partial, int* arrived, int sequences, int stride, int kv_heads, int group, int page_shift,         \
+             bf16* out, float* partial, int* arrived, const int* stride, int sequences, int kv_heads, int group, int page_shift,  \
              float scale) {                                                                                                       \
-        decode<D, WIDE, STAGES>(Problem{q, keys, values, table, context, query_start, out, partial, arrived, sequences, stride,   \
+        decode<D, WIDE, STAGES>(Problem{q, keys, values, table, context, query_start, out, partial, arrived, stride, sequences,   \
                                         kv_heads, group, page_shift, scale});                                                     \
     }
 

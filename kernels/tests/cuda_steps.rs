@@ -158,6 +158,23 @@ fn a_few_recorded_steps_give_the_same_bits() {
     recorded_and_plain(FEW);
 }
 
+#[test]
+fn a_wider_table_needs_no_new_recording() {
+    let (Some(plain), Some(graphs)) = (device(false), device(true)) else { return };
+    let seed = Random::fresh().next();
+    let width = 400;
+    let tables: Vec<Vec<u32>> = (0..2).map(|n| Random::from_seed(seed ^ n).shuffled(width)).collect();
+    let mut models = [plain, graphs].map(|backend| Model::new(backend, seed, width));
+    let mut allocations = None;
+    for longest in [1, 17, 1024, 5 * 1024, 6000, 40] {
+        let inputs = decode(&[longest, 9], &tables, &[5, 6]);
+        let [plain, recorded] = models.each_mut().map(|model| model.step(inputs.clone()));
+        assert!(plain == recorded, "{longest} tokens, seed {seed}");
+        let now = models[1].backend.allocations();
+        assert_eq!(*allocations.get_or_insert(now), now, "{longest} tokens");
+    }
+}
+
 /// Answers of `sequences`, every one in most steps, in another order each time. With `ahead` a step is launched before the one
 /// before it has ended: tokens of that one are named by their rows, older ones are known.
 fn answers(cuda: CudaBackend, seed: u64, sequences: usize, steps: usize, ahead: bool) -> Vec<Vec<u32>> {

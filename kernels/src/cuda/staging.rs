@@ -12,7 +12,7 @@ use crate::view::shape_error;
 const ALIGN: usize = 4;
 
 /// Sizes of a step as staged: a recorded step is padded up to them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sizes {
     pub rows: usize,
     pub sequences: usize,
@@ -32,6 +32,7 @@ struct Parts {
     logit_rows: usize,
     query_start: usize,
     context: usize,
+    width: usize,
     table: usize,
     tail_query_start: usize,
     tail_context: usize,
@@ -66,6 +67,8 @@ impl Sizes {
         let logit_rows = part(self.logit_rows);
         let query_start = part(self.sequences + 1);
         let context = part(self.sequences);
+        // What stands before the table, and where it begins, does not depend on its width.
+        let width = part(1);
         let table = part(self.sequences * self.stride);
         let tail_query_start = part(self.tail + 1);
         let tail_context = part(self.tail);
@@ -77,6 +80,7 @@ impl Sizes {
             logit_rows,
             query_start,
             context,
+            width,
             table,
             tail_query_start,
             tail_context,
@@ -104,6 +108,7 @@ impl Sizes {
         words[parts.positions..][..positions.len()].copy_from_slice(positions);
         words[parts.slots..][..self.rows].fill(u32::MAX);
         words[parts.logit_rows..][..inputs.logit_rows.len()].copy_from_slice(&inputs.logit_rows);
+        words[parts.width] = self.stride as u32;
         let mut row = 0;
         for (sequence, blocks) in ragged.blocks.iter().enumerate() {
             let context = ragged.context[sequence] as usize;
@@ -159,6 +164,7 @@ impl Sizes {
                 slots: at(parts.slots),
                 query_start,
                 context,
+                width: at(parts.width),
                 table,
                 extents: Arc::new(extents),
             }
@@ -211,6 +217,7 @@ mod tests {
         assert_eq!(words[parts.slots..][..5], [8, 38, 39, u32::MAX, u32::MAX]);
         assert_eq!(words[parts.query_start..][..5], [0, 1, 3, 4, 5]);
         assert_eq!(words[parts.context..][..4], [5, 4, 0, 0]);
+        assert_eq!(words[parts.width], 3);
         assert_eq!(words[parts.table..][..12], [7, 2, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(words[parts.logit_rows..][..4], [0, 2, 2, 3]);
         assert_eq!(words[parts.tail_query_start..][..3], [0, 1, 2]);

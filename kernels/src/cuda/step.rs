@@ -1,7 +1,8 @@
 //! Running a step: staging, and recording of decode steps as CUDA graphs.
 //!
-//! A step in which every sequence has one row is recorded for its batch size and table width, both rounded up, the first time
-//! it comes (it runs unrecorded then, so that every kernel is loaded), and replayed with other inputs after that.
+//! A step in which every sequence has one row is recorded for its batch size, rounded up, the first time it comes (it runs
+//! unrecorded then, so that every kernel is loaded), and replayed with other inputs after that. How wide its block table is
+//! stands among the inputs.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,12 +21,10 @@ use crate::step::{Forward, Staged, StepInputs};
 
 /// Most sequences of a recorded step.
 const MOST_RECORDED: usize = 512;
-/// Narrowest block table of a recorded step: tables grow by doubling from here.
-const NARROWEST_TABLE: usize = 64;
-/// Buffers that every step uses hold 512 sequences of 32k tokens at once, so that they do not grow in a steady state.
-const LEAST_KEPT_BYTES: usize = 4 << 20;
-/// Recorded steps that are kept.
-const MOST_RECORDINGS: usize = 256;
+/// Inputs that there is room for from the start, and by how much there is more if that is not enough: 512 sequences of 32k tokens.
+const STAGING_BYTES: usize = 4 << 20;
+/// The same of draws: 16,384.
+const WINNERS_BYTES: usize = 4 << 14;
 
 /// Batch size that `sequences` are padded to: exact up to 8, then in steps of about an eighth.
 pub(super) fn bucket(sequences: usize) -> usize {
@@ -41,9 +40,6 @@ pub(super) fn buckets(most: usize) -> Vec<usize> {
     sizes.dedup();
     sizes
 }
-
-/// Draws that there is room for from the start.
-const USUAL_DRAWS: usize = 1 << 14;
 
 /// Logits of the last step, and the greedy draw of each row.
 #[derive(Debug)]
@@ -61,11 +57,7 @@ pub struct CudaLogits {
 struct Recording {
     driver: Arc<Driver>,
     graph: sys::CUgraphExec,
-    /// What it reads its inputs from.
-    staging: Owned,
     logits: CudaTensor,
-    /// When it was last replayed.
-    used: u64,
 }
 
 impl Drop for Recording {
@@ -90,15 +82,42 @@ pub(super) struct Steps {
 struct State {
     /// Host copies of the inputs under way, the one used longer ago first.
     host: [Option<Pinned>; 2],
-    /// Device buffer of steps that are not recorded.
-    staging: Option<(Owned, usize)>,
-    /// Draws of the last step: its address is in every recording. One is enough for steps that run ahead of the host, since the
-    /// stream copies them to the host and the next step reads them before it draws.
-    winners: Option<(Owned, usize)>,
+    /// Inputs of every step on the device. One buffer is enough for steps that run ahead of the host: the stream copies a step's
+    /// inputs behind the step before.
+    staging: Kept,
+    /// Draws of the last step. One is enough as well: the stream copies them to the host, and the next step reads them, before
+    /// it draws.
+    winners: Kept,
     /// Rows that the last step drew for.
     drawn: usize,
-    recordings: HashMap<Sizes, Recording>,
-    count: u64,
+    /// By their batch sizes. All of them hold the addresses of `staging` and `winners`.
+    recordings: HashMap<usize, Recording>,
+}
+
+/// A device buffer that is kept from step to step.
+#[derive(Debug, Default)]
+struct Kept {
+    memory: Option<Owned>,
+    bytes: usize,
+}
+
+impl Kept {
+    fn pointer(&self) -> u64 {
+        self.memory.as_ref().map_or(0, |memory| memory.pointer)
+    }
+
+    /// Room for `bytes`, in units of `unit`; what it holds stays. Whether it lies elsewhere now.
+    fn grow(&mut self, backend: &CudaBackend, bytes: usize, unit: usize) -> Result<bool, KernelError> {
+        if bytes <= self.bytes && self.memory.is_some() {
+            return Ok(false);
+        }
+        let bytes = bytes.max(1).next_multiple_of(unit);
+        let memory = backend.memory.allocate(MemoryKind::Scratch, bytes)?;
+        backend.copy(self.pointer(), memory.pointer, self.bytes)?;
+        backend.driver.synchronize()?;
+        *self = Self { memory: Some(memory), bytes };
+        Ok(true)
+    }
 }
 
 impl Steps {
@@ -113,20 +132,23 @@ impl Steps {
 }
 
 impl State {
-    /// Copies `inputs`, laid out by `sizes`, to `device`.
-    fn copy(
-        &mut self,
-        backend: &CudaBackend,
-        sizes: Sizes,
-        inputs: &StepInputs,
-        device: u64,
-    ) -> Result<(), KernelError> {
+    /// Makes room for a step of `sizes`. Where that lies elsewhere than before, nothing recorded is of use.
+    fn make_room(&mut self, backend: &CudaBackend, sizes: Sizes) -> Result<(), KernelError> {
+        let moved = self.staging.grow(backend, 4 * sizes.words(), STAGING_BYTES)?;
+        if self.winners.grow(backend, 4 * sizes.logit_rows, WINNERS_BYTES)? || moved {
+            self.recordings.clear();
+        }
+        Ok(())
+    }
+
+    /// Copies `inputs`, laid out by `sizes`, to the device.
+    fn copy(&mut self, backend: &CudaBackend, sizes: Sizes, inputs: &StepInputs) -> Result<(), KernelError> {
         let bytes = 4 * sizes.words();
         // The buffer used longer ago: the step that runs now has read it.
         self.host.swap(0, 1);
         let [_, host] = &mut self.host;
         if host.as_ref().is_none_or(|host| host.bytes() < bytes) {
-            *host = Some(Pinned::new(&backend.driver, bytes.next_power_of_two())?);
+            *host = Some(Pinned::new(&backend.driver, self.staging.bytes)?);
         }
         let Some(host) = host else { return Ok(()) };
         let (head, words, _) = {
@@ -137,32 +159,7 @@ impl State {
         debug_assert!(head.is_empty());
         sizes.fill(inputs, words)?;
         backend.begin_step()?;
-        host.send(device, bytes)
-    }
-
-    /// Where `rows` draws go. If they have to go elsewhere than those before, nothing recorded is of use.
-    fn winners(&mut self, backend: &CudaBackend, rows: usize) -> Result<u64, KernelError> {
-        if self.winners.as_ref().is_none_or(|(_, own)| *own < 4 * rows) {
-            let size = 4 * rows.max(USUAL_DRAWS).next_power_of_two();
-            let memory = backend.memory.allocate(MemoryKind::Scratch, size)?;
-            if let Some((before, bytes)) = &self.winners {
-                backend.copy(before.pointer, memory.pointer, *bytes)?;
-                self.recordings.clear();
-                backend.driver.synchronize()?;
-            }
-            self.winners = Some((memory, size));
-        }
-        Ok(self.winners.as_ref().map_or(0, |(memory, _)| memory.pointer))
-    }
-
-    /// A device buffer of `bytes`, kept from step to step.
-    fn keep(slot: &mut Option<(Owned, usize)>, backend: &CudaBackend, bytes: usize) -> Result<u64, KernelError> {
-        if slot.as_ref().is_none_or(|(_, own)| *own < bytes) {
-            let size = bytes.next_power_of_two().max(LEAST_KEPT_BYTES);
-            backend.driver.synchronize()?;
-            *slot = Some((backend.memory.allocate(MemoryKind::Scratch, size)?, size));
-        }
-        Ok(slot.as_ref().map_or(0, |(memory, _)| memory.pointer))
+        host.send(self.staging.pointer(), bytes)
     }
 }
 
@@ -176,80 +173,59 @@ impl CudaBackend {
         let exact = Sizes::of(&inputs);
         let sequences = exact.sequences;
         inputs.check_drawn(self.steps.lock().drawn)?;
-        if !self.graphs || !inputs.replayable || sequences == 0 || sequences > MOST_RECORDED {
-            return self.run_plain(inputs, exact, forward);
-        }
+        let recorded = self.graphs && inputs.replayable && (1..=MOST_RECORDED).contains(&sequences);
         let padded = bucket(sequences);
-        let stride = exact.stride.next_power_of_two().max(NARROWEST_TABLE);
-        let sizes = Sizes { rows: padded, sequences: padded, logit_rows: padded, tail: 0, stride };
+        let sizes = match recorded {
+            true => Sizes { rows: padded, sequences: padded, logit_rows: padded, tail: 0, ..exact },
+            false => exact,
+        };
+        let rows = inputs.logit_rows.len();
         let mut state = self.steps.lock();
-        state.count += 1;
-        let now = state.count;
-        let known = state.recordings.get_mut(&sizes).map(|recording| {
-            recording.used = now;
-            (recording.staging.pointer, recording.graph, recording.logits.clone())
-        });
-        let Some((staging, graph, logits)) = known else {
-            drop(state);
-            return self.run_first(inputs, sizes, forward);
+        state.make_room(self, sizes)?;
+        state.copy(self, sizes, &inputs)?;
+        let winners = state.winners.pointer();
+        if recorded && let Some(Recording { graph, logits, .. }) = state.recordings.get(&padded) {
+            let stream = self.driver.stream()?;
+            // SAFETY: graph and stream are valid, and everything the graph touches is kept.
+            unsafe { result::graph::launch(*graph, stream) }.map_err(failed("cuGraphLaunch"))?;
+            return Ok(CudaLogits { logits: logits.clone(), winners, rows });
+        }
+        let staged = sizes.parts_at(state.staging.pointer(), &inputs);
+        drop(state);
+        let staged = Staged { ids: staged.ids.with_draws(winners), ..staged };
+        let logits = match recorded {
+            true => self.run_first(&staged, padded, winners, forward)?,
+            false => self.run_once(&staged, winners, forward)?,
         };
-        state.copy(self, sizes, &inputs, staging)?;
-        let winners = state.winners.as_ref().map_or(0, |(memory, _)| memory.pointer);
-        let stream = self.driver.stream()?;
-        // SAFETY: graph and stream are valid, and everything the graph touches is kept.
-        unsafe { result::graph::launch(graph, stream) }.map_err(failed("cuGraphLaunch"))?;
-        Ok(CudaLogits { logits, winners, rows: sequences })
+        Ok(CudaLogits { logits, winners, rows })
     }
 
-    /// `inputs` as staged at `address`, draws of the step before at `winners`.
-    fn stage(&self, sizes: Sizes, inputs: &StepInputs, address: u64, winners: u64) -> Staged<Self> {
-        let staged = sizes.parts_at(address, inputs);
-        Staged { ids: staged.ids.with_draws(winners), ..staged }
-    }
-
-    fn run_plain<E: From<KernelError>>(
+    fn run_once<E: From<KernelError>>(
         &self,
-        inputs: StepInputs,
-        sizes: Sizes,
+        staged: &Staged<Self>,
+        winners: u64,
         forward: &mut Forward<'_, Self, E>,
-    ) -> Result<CudaLogits, E> {
-        let (address, winners) = {
-            let state = &mut *self.steps.lock();
-            let address = State::keep(&mut state.staging, self, 4 * sizes.words())?;
-            state.copy(self, sizes, &inputs, address)?;
-            (address, state.winners(self, sizes.logit_rows)?)
-        };
-        let logits = forward(&self.stage(sizes, &inputs, address, winners))?;
+    ) -> Result<CudaTensor, E> {
+        let logits = forward(staged)?;
         self.argmax(&logits, winners)?;
-        Ok(CudaLogits { logits, winners, rows: inputs.logit_rows.len() })
+        Ok(logits)
     }
 
-    /// Runs a step out of the recorded steps' memory, and records it.
+    /// Runs a step of `padded` sequences out of the recorded steps' memory, and records it.
     fn run_first<E: From<KernelError>>(
         &self,
-        inputs: StepInputs,
-        sizes: Sizes,
+        staged: &Staged<Self>,
+        padded: usize,
+        winners: u64,
         forward: &mut Forward<'_, Self, E>,
-    ) -> Result<CudaLogits, E> {
-        let staging = self.memory.allocate(MemoryKind::RecordedSteps, 4 * sizes.words())?;
-        let winners = {
-            let state = &mut *self.steps.lock();
-            state.copy(self, sizes, &inputs, staging.pointer)?;
-            state.winners(self, sizes.logit_rows)?
-        };
-        let staged = self.stage(sizes, &inputs, staging.pointer, winners);
+    ) -> Result<CudaTensor, E> {
         self.memory.record(true);
-        let run = self.run_and_record(&staged, winners, forward);
+        let run = self.run_and_record(staged, winners, forward);
         self.memory.record(false);
         let (logits, graph) = run?;
-        let state = &mut *self.steps.lock();
-        if state.recordings.len() >= MOST_RECORDINGS {
-            let oldest = state.recordings.iter().min_by_key(|(_, recording)| recording.used).map(|(sizes, _)| *sizes);
-            oldest.map(|sizes| state.recordings.remove(&sizes));
-        }
-        let (driver, kept, used) = (self.driver.clone(), logits.clone(), state.count);
-        state.recordings.insert(sizes, Recording { driver, graph, staging, logits: kept, used });
-        Ok(CudaLogits { logits, winners, rows: inputs.logit_rows.len() })
+        let recording = Recording { driver: self.driver.clone(), graph, logits: logits.clone() };
+        self.steps.lock().recordings.insert(padded, recording);
+        Ok(logits)
     }
 
     /// Runs `forward` once for its result, and once more to record what it launches.
@@ -259,19 +235,12 @@ impl CudaBackend {
         winners: u64,
         forward: &mut Forward<'_, Self, E>,
     ) -> Result<(CudaTensor, sys::CUgraphExec), E> {
-        let first = {
-            let logits = forward(staged)?;
-            self.argmax(&logits, winners)?;
-            logits.borrowed()
-        };
+        let first = self.run_once(staged, winners, forward)?.borrowed();
         let stream = self.driver.stream()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is valid and not being captured.
         unsafe { result::stream::begin_capture(stream, mode) }.map_err(failed("cuStreamBeginCapture"))?;
-        let again = forward(staged).and_then(|logits| {
-            self.argmax(&logits, winners)?;
-            Ok(logits.borrowed())
-        });
+        let again = self.run_once(staged, winners, forward).map(|logits| logits.borrowed());
         // SAFETY: the capture was begun above.
         let graph = unsafe { result::stream::end_capture(stream) }.map_err(failed("cuStreamEndCapture"));
         let (again, graph) = (again?, graph?);

@@ -197,6 +197,8 @@ pub struct CudaBatch {
     pub(super) slots: u64,
     pub(super) query_start: u64,
     pub(super) context: u64,
+    /// `stride` for kernels of recorded steps, whose replays may have another.
+    pub(super) width: u64,
     pub(super) table: u64,
 }
 

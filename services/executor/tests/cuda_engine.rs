@@ -157,6 +157,34 @@ fn a_steady_state_allocates_nothing() {
 }
 
 #[test]
+fn the_longest_job_allocates_nothing() {
+    let folder = checkpoint();
+    let Some(mut engine) = engine(folder.path(), &options()) else { return };
+    // Blocks of 16 tokens up to the 8,192 of the model, beside short sequences.
+    let most = 8192 / BLOCK_TOKENS as u32;
+    let mut round = |cached_blocks: u32| {
+        let cached = cached_blocks as usize * BLOCK_TOKENS;
+        let mut opens = vec![open(0, tokens(cached + 9, 1), cached, &(0..cached_blocks).collect::<Vec<_>>(), vec![])];
+        let mut works = vec![work(0, 9, [cached_blocks])];
+        for slot in 1..9 {
+            opens.push(open(slot, tokens(5, slot), 0, &[], vec![]));
+            works.push(work(slot, 5, [most + slot]));
+        }
+        run(engine.as_mut(), &plan(&[], vec![], opens, works));
+        for live in [9, 4, 1] {
+            run(engine.as_mut(), &plan(&[], vec![], vec![], (0..live).map(|slot| work(slot, 1, [])).collect()));
+        }
+        run(engine.as_mut(), &plan(&(0..9).collect::<Vec<_>>(), vec![], vec![], vec![]));
+        memory(engine.as_ref())
+    };
+    let before = round(1);
+    for cached_blocks in [63, 64, 128, 300, most - 1] {
+        let after = round(cached_blocks);
+        assert_eq!((before.allocations, before.held), (after.allocations, after.held), "{cached_blocks} blocks");
+    }
+}
+
+#[test]
 fn a_swapped_sequence_goes_on_with_equal_bits() {
     let folder = checkpoint();
     let options = LoadOptions { keep_logits: true, ..options() };

@@ -21,12 +21,13 @@ class Decode:
         self.blocks = blocks or 2 * multiprocessors()
         self.partial = torch.full((2 * self.blocks, pages.group, pages.dim + 2), float("nan"), device="cuda")
         self.arrived = torch.zeros(len(pages.contexts) * pages.kv_heads, device="cuda", dtype=torch.int32)
+        self.stride = torch.tensor([pages.stride], device="cuda", dtype=torch.int32)
 
     def __call__(self, out, overlap=False):
         p = self.pages
         kernel = f"paged_decode_d{p.dim}_g{8 if p.group <= 8 else 16}"
         self.module.launch(kernel, (self.blocks,), 128, shared_bytes(len(p.contexts)), p.q, p.keys, p.values, p.table, p.context,
-                           p.query_start, out, self.partial, self.arrived, len(p.contexts), p.stride, p.kv_heads, p.group, p.shift,
+                           p.query_start, out, self.partial, self.arrived, self.stride, len(p.contexts), p.kv_heads, p.group, p.shift,
                            p.dim**-0.5, overlap=overlap)
 
 

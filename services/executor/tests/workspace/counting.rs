@@ -23,6 +23,8 @@ struct Books {
     recording: bool,
     /// Batch sizes that are recorded.
     recorded: Vec<usize>,
+    /// Bytes of the buffer that steps' inputs are staged in.
+    staging: u64,
     /// Most bytes of activations taken at once.
     peak: usize,
 }
@@ -35,6 +37,26 @@ impl Books {
         }
         self.memory.free_bytes -= bytes;
         self.memory.held[kind as usize] += bytes;
+        Ok(())
+    }
+}
+
+impl Books {
+    /// Room for the inputs of a step whose batch is padded to `sequences`: the buffer grows in steps of 4 MiB, and what is recorded
+    /// holds its address.
+    fn stage(&mut self, inputs: &StepInputs, rows: usize, sequences: usize) -> Result<(), KernelError> {
+        let contexts = inputs.ragged.context.iter().map(|tokens| *tokens as usize);
+        let stride = contexts.max().unwrap_or(0).div_ceil(inputs.block_tokens);
+        let tail = inputs.tail().map_or(0, |tail| tail.len());
+        let words = 6 * rows + (sequences + tail) * (2 + stride);
+        let bytes = (4 * words as u64).next_multiple_of(4 << 20);
+        if bytes > self.staging {
+            self.allocate(MemoryKind::Scratch, bytes)?;
+            self.memory.free_bytes += self.staging;
+            self.memory.held[MemoryKind::Scratch as usize] -= self.staging;
+            self.staging = bytes;
+            self.recorded.clear();
+        }
         Ok(())
     }
 }
@@ -226,16 +248,20 @@ impl Backend for Counting {
         let mut rows = inputs.ids.len();
         let bare = |count| Counted { shape: vec![count], _piece: None, _owned: None };
         let logits = bare(inputs.logit_rows.len());
+        let mut sequences = inputs.ragged.context.len();
         if inputs.replayable {
-            rows = bucket(rows);
-            if self.lock().recorded.contains(&rows) {
+            (rows, sequences) = (bucket(rows), bucket(sequences));
+        }
+        let mut books = self.lock();
+        books.stage(&inputs, rows, sequences)?;
+        if inputs.replayable {
+            if books.recorded.contains(&rows) {
                 return Ok(logits);
             }
-            let mut books = self.lock();
             books.recorded.push(rows);
             books.recording = true;
-            books.allocate(MemoryKind::RecordedSteps, 4 * (rows * (5 + 1 + 1 + 1 + 64)) as u64)?;
         }
+        drop(books);
         // The list of tiles: a tile of 128 rows of 4 query heads each, 16 bytes.
         let batch = self.piece(&[rows.div_ceil(32) + inputs.ragged.context.len(), 4], 4)?;
         let tail = match inputs.tail() {

@@ -75,7 +75,7 @@ fn image(sizes: &mut Sizes) -> MediaItem {
     MediaItem { start: 0, tokens: grid_h * grid_w / 4, grid_h, grid_w, patches, normalise: None }
 }
 
-/// A prompt step of random sequences that fills at most a step, and a decode step of the same.
+/// A prompt step of random sequences that fills at most a step, and a decode step of the same. Some continue a long text.
 fn round(engine: &mut dyn StepEngine, sizes: &mut Sizes, before: usize, sees: bool) -> usize {
     let (mut open, mut work, mut again) = (Vec::new(), Vec::new(), Vec::new());
     let (mut tokens, mut block) = (0, 0);
@@ -89,16 +89,17 @@ fn round(engine: &mut dyn StepEngine, sizes: &mut Sizes, before: usize, sees: bo
             break;
         }
         tokens += count;
+        let cached = if media.is_empty() && sizes.below(50) == 0 { sizes.below(16_000) * BLOCK_TOKENS } else { 0 };
         let blocks = (count + 1).div_ceil(BLOCK_TOKENS) as u32;
         open.push(OpenSlot {
             slot: SlotId(slot),
             job: JobId::new("j").unwrap(),
-            tokens: vec![1; count],
-            prompt_tokens: count as u32,
+            tokens: vec![1; cached + count],
+            prompt_tokens: (cached + count) as u32,
             media,
             sampling: ResolvedSampling::greedy(),
-            cached_tokens: 0,
-            blocks: Vec::new(),
+            cached_tokens: cached as u32,
+            blocks: vec![BlockId(0); cached / BLOCK_TOKENS],
         });
         let blocks_of = (block..block + blocks).map(BlockId).collect();
         work.push(SlotWork { slot: SlotId(slot), count: count as u32, sample: true, blocks: blocks_of });
