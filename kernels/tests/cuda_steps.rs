@@ -17,7 +17,6 @@ const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 const DIM: usize = 64;
 const BLOCK_TOKENS: usize = 16;
-const LAYERS: usize = 3;
 
 struct Model<B: Backend> {
     backend: B,
@@ -31,7 +30,7 @@ struct Model<B: Backend> {
 }
 
 impl<B: Backend> Model<B> {
-    fn new(backend: B, seed: u64, blocks: usize) -> Self {
+    fn new(backend: B, seed: u64, layers: usize, blocks: usize) -> Self {
         let mut random = Random::from_seed(seed);
         let mut tensor = |rows: usize, columns: usize| {
             let scale = (columns as f32).powf(-0.5);
@@ -40,14 +39,14 @@ impl<B: Backend> Model<B> {
             backend.weight(&host).unwrap()
         };
         let table = tensor(VOCAB, HIDDEN);
-        let qkv = (0..LAYERS).map(|_| tensor((HEADS + 2 * KV_HEADS) * DIM, HIDDEN)).collect();
-        let output = (0..LAYERS).map(|_| tensor(HIDDEN, HEADS * DIM)).collect();
+        let qkv = (0..layers).map(|_| tensor((HEADS + 2 * KV_HEADS) * DIM, HIDDEN)).collect();
+        let output = (0..layers).map(|_| tensor(HIDDEN, HEADS * DIM)).collect();
         let norm = backend.reshape(&tensor(1, HIDDEN), &[HIDDEN]).unwrap();
         let head_norm = backend.reshape(&tensor(1, DIM), &[DIM]).unwrap();
         let inverse: Vec<f32> = (0..DIM / 2).map(|i| 1e4f32.powf(-2.0 * i as f32 / DIM as f32)).collect();
         let frequencies = backend.frequencies(&inverse, &[0; DIM / 2], 1000).unwrap();
         let cache = || backend.kv_cache(blocks, BLOCK_TOKENS, KV_HEADS, DIM).unwrap();
-        let caches = (0..LAYERS).map(|_| cache()).collect();
+        let caches = (0..layers).map(|_| cache()).collect();
         Self { table, norm, head_norm, qkv, output, frequencies, caches, backend }
     }
 
@@ -89,10 +88,11 @@ fn decode(contexts: &[usize], tables: &[Vec<u32>], ids: &[u32]) -> StepInputs {
     StepInputs { ids, positions, ragged, block_tokens: BLOCK_TOKENS, logit_rows, replayable: true }
 }
 
-/// How many steps a test takes, and of what. Compute-sanitizer's racecheck sees the tests of a few steps alone: it keeps host
-/// memory for every launch of a recorded step, and many steps take more than a machine has.
+/// How many steps a test takes, and of what. Compute-sanitizer's racecheck sees the tests of a few steps alone: under it the
+/// host memory of many recorded ones grows beyond what a machine has.
 #[derive(Clone, Copy)]
 struct Length {
+    layers: usize,
     steps: usize,
     /// Sequences that live in a step, by turns; the last is the most.
     live: [usize; 4],
@@ -101,17 +101,17 @@ struct Length {
 }
 
 /// Steps of 11 sequences are padded to 12; contexts grow past one tile of attention.
-const MANY: Length = Length { steps: 70, live: [1, 4, 7, 11], before: 0 };
+const MANY: Length = Length { layers: 3, steps: 70, live: [1, 4, 7, 11], before: 0 };
 /// Every kernel and a padded size, each once plain, once recorded and then replayed; several blocks share a sequence's keys.
-const FEW: Length = Length { steps: 4, live: [2, 9, 2, 9], before: 150 };
+const FEW: Length = Length { layers: 1, steps: 4, live: [2, 9, 2, 9], before: 150 };
 
 fn run(backend: CudaBackend, seed: u64, length: Length) -> Vec<(Vec<f32>, Vec<Option<u32>>)> {
-    let Length { steps, live, before } = length;
+    let Length { layers, steps, live, before } = length;
     let (sequences, again) = (live[3], steps.min(8));
     let width = (before + steps + again).div_ceil(BLOCK_TOKENS);
     let mut order = Random::from_seed(seed ^ 77).shuffled(sequences * width);
     let tables: Vec<Vec<u32>> = (0..sequences).map(|_| order.split_off(order.len() - width)).collect();
-    let mut model = Model::new(backend, seed, sequences * width);
+    let mut model = Model::new(backend, seed, layers, sequences * width);
     let mut random = Random::from_seed(seed ^ 99);
     let mut contexts = vec![before; sequences];
     let mut all = Vec::new();
@@ -164,7 +164,7 @@ fn a_wider_table_needs_no_new_recording() {
     let seed = Random::fresh().next();
     let width = 400;
     let tables: Vec<Vec<u32>> = (0..2).map(|n| Random::from_seed(seed ^ n).shuffled(width)).collect();
-    let mut models = [plain, graphs].map(|backend| Model::new(backend, seed, width));
+    let mut models = [plain, graphs].map(|backend| Model::new(backend, seed, 1, width));
     let mut allocations = None;
     for longest in [1, 17, 1024, 5 * 1024, 6000, 40] {
         let inputs = decode(&[longest, 9], &tables, &[5, 6]);
@@ -175,12 +175,12 @@ fn a_wider_table_needs_no_new_recording() {
     }
 }
 
-/// Answers of `sequences`, every one in most steps, in another order each time. With `ahead` a step is launched before the one
-/// before it has ended: tokens of that one are named by their rows, older ones are known.
-fn answers(cuda: CudaBackend, seed: u64, sequences: usize, steps: usize, ahead: bool) -> Vec<Vec<u32>> {
+/// Answers of `sequences` by a model of `layers`, every one in most of `steps`, in another order each time. With `ahead` a step
+/// is launched before the one before it has ended: tokens of that one are named by their rows, older ones are known.
+fn answers(cuda: CudaBackend, seed: u64, [layers, sequences, steps]: [usize; 3], ahead: bool) -> Vec<Vec<u32>> {
     let width = (steps + 1).div_ceil(BLOCK_TOKENS);
     let tables: Vec<Vec<u32>> = (0..sequences).map(|n| (0..width).map(|b| (n * width + b) as u32).collect()).collect();
-    let mut model = Model::new(cuda, seed, sequences * width);
+    let mut model = Model::new(cuda, seed, layers, sequences * width);
     poison(&model.backend, 16 << 20);
     let mut random = Random::from_seed(seed ^ 3);
     let mut answers: Vec<Vec<u32>> = (0..sequences).map(|n| vec![n as u32]).collect();
@@ -230,24 +230,24 @@ fn answers(cuda: CudaBackend, seed: u64, sequences: usize, steps: usize, ahead: 
     answers
 }
 
-fn waiting_and_ahead(sequences: usize, steps: usize) {
+fn waiting_and_ahead(sizes: [usize; 3]) {
     let seed = Random::fresh().next();
     for graphs in [false, true] {
         let (Some(waits), Some(ahead)) = (device(graphs), device(graphs)) else { return };
-        let expected = answers(waits, seed, sequences, steps, false);
-        assert!(expected.iter().all(|answer| answer.len() > steps / 3));
-        assert_eq!(answers(ahead, seed, sequences, steps, true), expected, "graphs {graphs}, seed {seed}");
+        let expected = answers(waits, seed, sizes, false);
+        assert!(expected.iter().all(|answer| answer.len() > sizes[2] / 3));
+        assert_eq!(answers(ahead, seed, sizes, true), expected, "graphs {graphs}, seed {seed}");
     }
 }
 
 #[test]
 fn two_steps_under_way_give_the_tokens_of_one() {
-    [3, 12].into_iter().for_each(|sequences| waiting_and_ahead(sequences, 90));
+    [3, 12].into_iter().for_each(|sequences| waiting_and_ahead([3, sequences, 90]));
 }
 
 #[test]
 fn a_few_steps_two_under_way_give_the_tokens_of_one() {
-    waiting_and_ahead(3, 8);
+    waiting_and_ahead([1, 3, 8]);
 }
 
 #[test]

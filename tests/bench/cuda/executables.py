@@ -14,8 +14,8 @@ from service import ROOT, environment, part
 TESTS = ("cuda_ops", "cuda_steps", "cuda_fault", "cuda_memory", "cuda_engine", "card")
 # A tool's word for each finding; racecheck counts hazards, memcheck errors.
 SUMMARY = re.compile(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard")
-# Tests that racecheck does not see, since it keeps host memory for every launch of a recorded step (96 GB in 35 s), and the tests of
-# the same with fewer steps that it sees instead.
+# Tests that racecheck does not see, since its host memory grows with their recorded steps (96 GB in 35 s), and the tests of the same
+# with fewer steps that it sees instead.
 FEWER_STEPS = {
     "recorded_steps_give_the_same_bits": "a_few_recorded_steps_give_the_same_bits",
     "two_steps_under_way_give_the_tokens_of_one": "a_few_steps_two_under_way_give_the_tokens_of_one",
