@@ -7,3 +7,4 @@ mod captions;
 mod cli;
 mod examples;
 mod operations;
+mod shutdown;

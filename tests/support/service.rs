@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 /// Longest wait for a process to say that it is ready, or to end.
@@ -32,6 +33,7 @@ pub fn binary() -> Result<PathBuf> {
 /// A running `millrace` process.
 pub struct Service {
     child: Child,
+    said: JoinHandle<Vec<String>>,
     /// Where /metrics and /readyz are.
     pub admin: SocketAddr,
     /// The NATS server it uses.
@@ -68,22 +70,33 @@ impl Service {
         let ready = timeout(PATIENCE, ready).await.context("not ready in time").and_then(|ready| ready);
         let ready = ready.with_context(|| format!("millrace {args:?} printed:\n{seen}"))?;
         // The pipe must be emptied, or a talkative process blocks on it; what it says goes into the test's own output.
-        tokio::spawn(async move {
+        let said = tokio::spawn(async move {
+            let mut said = Vec::new();
             while let Ok(Some(line)) = lines.next_line().await {
                 eprintln!("{line}");
+                said.push(line);
             }
+            said
         });
-        Ok(Self { child, admin: ready.admin, nats_url: ready.nats })
+        Ok(Self { child, said, admin: ready.admin, nats_url: ready.nats })
     }
 
     /// Asks it to drain (SIGTERM) and waits for its exit code.
     ///
     /// # Errors
     /// If it does not end.
-    pub async fn terminate(mut self) -> Result<i32> {
+    pub async fn terminate(self) -> Result<i32> {
+        Ok(self.last_words().await?.0)
+    }
+
+    /// As [`Self::terminate`], with the lines it logged since it was ready.
+    ///
+    /// # Errors
+    /// If it does not end.
+    pub async fn last_words(mut self) -> Result<(i32, Vec<String>)> {
         self.signal(Signal::SIGTERM)?;
         let status = timeout(PATIENCE, self.child.wait()).await.context("did not end after SIGTERM")??;
-        status.code().context("ended by a signal")
+        Ok((status.code().context("ended by a signal")?, self.said.await?))
     }
 
     /// Ends it at once (SIGKILL).

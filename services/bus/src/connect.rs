@@ -120,6 +120,11 @@ impl Bus {
         self.inner.server.as_ref()
     }
 
+    /// From now on the connection's end is no fault: its user is about to go, and perhaps the server before it.
+    pub fn expect_end(&self) {
+        self.inner.events.closing();
+    }
+
     /// Sends what is buffered, closes the connection, and stops the managed server if this process started one.
     /// Clones of the bus are of no use afterwards.
     pub async fn shutdown(&self) {
@@ -129,7 +134,7 @@ impl Bus {
         if let Err(error) = flush.await {
             tracing::warn!(%error, "what was buffered for NATS may be lost");
         }
-        self.inner.events.closing();
+        self.expect_end();
         let drain = self.within("drain", self.inner.request_timeout, async {
             self.inner.client.drain().await.map_err(|_| BusError::Closed)
         });

@@ -16,6 +16,7 @@ pub mod model_source;
 pub mod prepare_limits;
 pub mod service;
 pub mod session;
+pub mod signals;
 pub mod stand_in;
 pub mod status_table;
 pub mod upload;

@@ -21,6 +21,7 @@ use crate::caption::view::View;
 use crate::exit::{self, usage};
 use crate::service::Service;
 use crate::session::Session;
+use crate::signals::StopSignals;
 
 /// Windows in work at once: enough to fill a batch, few enough that the first captions come first.
 const IN_FLIGHT: usize = 16;
@@ -84,7 +85,11 @@ pub async fn run(settings: &SettingsArgs, args: CaptionArgs) -> anyhow::Result<E
     let (plans, unreadable) = open_all(&args, &config).await?;
 
     let board = Board::new(clock.clone(), !std::io::stderr().is_terminal());
-    let mut session = Session::open(settings, config, args.model.as_deref(), &board).await?;
+    let mut signals = StopSignals::listen()?;
+    let mut session = tokio::select! {
+        session = Session::open(settings, config, args.model.as_deref(), &board) => session?,
+        () = signals.next() => return Ok(ExitCode::from(exit::INTERRUPTED)),
+    };
     let wishes = Wishes {
         model: session.model.clone(),
         prompt: args.prompt.clone(),
@@ -98,7 +103,7 @@ pub async fn run(settings: &SettingsArgs, args: CaptionArgs) -> anyhow::Result<E
     let code = tokio::select! {
         code = caption_all(&service, &plans, &wishes, args.class, &clock, &mut view) => code?,
         fault = session.ended() => return Err(fault),
-        _ = tokio::signal::ctrl_c() => {
+        () = signals.next() => {
             view.cancel(&service).await;
             ExitCode::from(exit::INTERRUPTED)
         }

@@ -17,6 +17,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::signals::unless_stopped;
+
 /// Turns jobs on NATS (text, images, clips) into generated text.
 #[derive(Debug, Parser)]
 #[command(name = "millrace", version, max_term_width = 100, after_help = EXAMPLES)]
@@ -95,7 +97,9 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::run(&settings, args).await,
         Command::Check(args) => check::run(&settings, args).await,
         Command::Generate(args) => generate::run(&settings, *args).await,
-        Command::Bench(args) => bench::run(&settings, *args).await,
+        // In this process it computes without a pause in which a signal could be heard, and starts nothing.
+        Command::Bench(args) if args.no_nats => bench::run(&settings, *args).await,
+        Command::Bench(args) => unless_stopped(bench::run(&settings, *args)).await,
         Command::RandomWeights(args) => random_weights::run(args).await,
         Command::Asyncapi => asyncapi::run(),
     }

@@ -17,10 +17,10 @@ use millrace_pager::{PageStore, PagerLimits};
 use millrace_protocol::ActorId;
 use millrace_runtime::{Clock, DrainGate};
 use millrace_telemetry::{AdminServer, Health, Registry};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
 use crate::exit;
+use crate::signals::StopSignals;
 
 /// How often a draining process looks whether its pages are free.
 const PAGES_LOOK: Duration = Duration::from_millis(100);
@@ -66,42 +66,87 @@ struct Shared {
 /// # Errors
 /// Whatever keeps an actor from starting, or ends it.
 pub async fn run(config: Config, roles: Roles, registry: Registry) -> Result<ExitCode> {
-    let (fatal, mut died) = watch::channel(None);
-    let shared = shared(config, roles, registry, fatal).await?;
-    let admin =
-        AdminServer::start(shared.config.telemetry.listen, shared.registry.clone(), shared.health.clone()).await?;
-    let actors = Actors::start(shared.clone(), roles).await?;
-    let services = register(&shared, roles).await?;
-    tracing::info!(
-        roles = roles.names().join("+"),
-        admin = %admin.address(),
-        nats = shared.bus.url(),
-        node = %shared.node,
-        "ready"
-    );
-    let outcome = tokio::select! {
-        signal = stop_signal() => signal.map(|()| None),
-        died = died.wait_for(Option::is_some) => Ok(died.map_or(None, |why| why.clone())),
+    let mut signals = StopSignals::listen()?;
+    let (fatal, died) = watch::channel(None);
+    let shared = tokio::select! {
+        shared = shared(config, roles, registry, fatal) => shared?,
+        () = signals.next() => return Ok(ExitCode::from(exit::OK)),
     };
-    let code = match outcome? {
-        Some(why) => {
-            tracing::error!(%why, "this process cannot go on");
-            ExitCode::from(exit::FAILED)
-        }
-        None => {
-            drain(&shared, roles).await;
-            ExitCode::from(exit::OK)
+    let _leaving = Leaving(shared.bus.clone());
+    let code = tokio::select! {
+        served = Served::start(&shared, roles) => match served {
+            Ok(served) => Ok(served.until_stopped(&shared, roles, died, &mut signals).await),
+            Err(error) => Err(error),
+        },
+        () = signals.next() => {
+            tracing::info!("told to end before it was ready");
+            Ok(ExitCode::from(exit::OK))
         }
     };
-    for service in services {
-        service.stop().await;
+    shared.bus.shutdown().await;
+    code
+}
+/// Whoever drops a run half way has no more use for its connection, and may own its server.
+struct Leaving(Bus);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.0.expect_end();
     }
-    actors.stop().await;
-    admin.shutdown().await;
-    if let Some(server) = shared.bus.managed_server() {
-        server.stop().await;
+}
+
+/// A process that serves.
+struct Served {
+    admin: AdminServer,
+    actors: Actors,
+    services: Vec<ServiceHandle>,
+}
+
+impl Served {
+    async fn start(shared: &Shared, roles: Roles) -> Result<Self> {
+        let (listen, registry) = (shared.config.telemetry.listen, shared.registry.clone());
+        let admin = AdminServer::start(listen, registry, shared.health.clone()).await?;
+        let actors = Actors::start(shared.clone(), roles).await?;
+        let services = register(shared, roles).await?;
+        tracing::info!(
+            roles = roles.names().join("+"),
+            admin = %admin.address(),
+            nats = shared.bus.url(),
+            node = %shared.node,
+            "ready"
+        );
+        Ok(Self { admin, actors, services })
     }
-    Ok(code)
+
+    /// Serves until a signal or a fatal fault, and ends in order.
+    async fn until_stopped(
+        self,
+        shared: &Shared,
+        roles: Roles,
+        mut died: watch::Receiver<Option<String>>,
+        signals: &mut StopSignals,
+    ) -> ExitCode {
+        let why = tokio::select! {
+            () = signals.next() => None,
+            died = died.wait_for(Option::is_some) => died.map_or(None, |why| why.clone()),
+        };
+        let code = match why {
+            Some(why) => {
+                tracing::error!(%why, "this process cannot go on");
+                exit::FAILED
+            }
+            None => {
+                drain(shared, roles, signals).await;
+                exit::OK
+            }
+        };
+        for service in self.services {
+            service.stop().await;
+        }
+        self.actors.stop().await;
+        self.admin.shutdown().await;
+        ExitCode::from(code)
+    }
 }
 
 async fn shared(
@@ -140,7 +185,7 @@ async fn shared(
 }
 
 /// Stops taking work, lets what runs end, in the order in which it flows. A second signal ends the wait.
-async fn drain(shared: &Shared, roles: Roles) {
+async fn drain(shared: &Shared, roles: Roles, signals: &mut StopSignals) {
     let timeout = shared.config.drain.timeout;
     tracing::info!(timeout_secs = timeout.as_secs(), "draining");
     shared.health.set_not_ready("drain", "this process is ending");
@@ -160,18 +205,8 @@ async fn drain(shared: &Shared, roles: Roles) {
                 tracing::warn!("not everything ended in time; the rest is delivered again elsewhere");
             }
         }
-        _ = stop_signal() => tracing::warn!("second signal: ending at once"),
+        () = signals.next() => tracing::warn!("second signal: ending at once"),
     }
-}
-
-async fn stop_signal() -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
 }
 
 /// Makes the process known to `$SRV.PING`, one service a role.
