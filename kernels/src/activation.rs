@@ -6,7 +6,7 @@ use crate::backend::GeluKind;
 use crate::element::Element;
 use crate::error::KernelError;
 use crate::host::Host;
-use crate::norm::PIECE_ELEMENTS;
+use crate::norm::{PIECE_ELEMENTS, in_pieces};
 use crate::simd::math::{erf, sigmoid};
 use crate::simd::{self, Kernel, Lanes, Vectors};
 use crate::view::{View, shape_error, tensor};
@@ -84,12 +84,5 @@ impl<E: Element> Kernel<E> for Gelu<'_, E> {
 /// See [`crate::Backend::gelu`].
 pub(crate) fn gelu<E: Vectors>(host: &Host, x: &Tensor, kind: GeluKind) -> Result<Tensor, KernelError> {
     let x = View::<E>::new("gelu", x)?;
-    let source = x.data()?;
-    let mut out = vec![E::default(); source.len()];
-    let piece = PIECE_ELEMENTS / 4;
-    host.threads.for_pieces(&mut out, piece, |index, out| {
-        let x = &source[index * piece..][..out.len()];
-        simd::run(host.isa, Gelu { x, kind, out });
-    });
-    tensor(out, x.dims())
+    in_pieces(host, &x, PIECE_ELEMENTS / 4, |x, out| simd::run(host.isa, Gelu { x, kind, out }))
 }

@@ -64,6 +64,19 @@ fn piece_rows(width: usize) -> usize {
     (PIECE_ELEMENTS / width).max(1)
 }
 
+/// A tensor of the shape of `x`: `op` makes each piece of it, `piece` elements long, out of the same place in `x`, on all threads.
+pub(crate) fn in_pieces<E: Vectors>(
+    host: &Host,
+    x: &View<'_, E>,
+    piece: usize,
+    op: impl Fn(&[E], &mut [E]) + Sync,
+) -> Result<Tensor, KernelError> {
+    let source = x.data()?;
+    let mut out = vec![E::default(); source.len()];
+    host.threads.for_pieces(&mut out, piece, |index, out| op(&source[index * piece..][..out.len()], out));
+    tensor(out, x.dims())
+}
+
 struct RmsNorm<'a, E> {
     x: &'a [E],
     w: &'a [E],
@@ -87,14 +100,8 @@ pub(crate) fn rms_norm<E: Vectors>(host: &Host, x: &Tensor, w: &Tensor, eps: f32
     let (x, w) = (View::<E>::new(op, x)?, View::<E>::new(op, w)?);
     let width = width_of(op, &x)?;
     w.expect_shape("weight", &[width])?;
-    let (source, w) = (x.data()?, w.data()?);
-    let mut out = vec![E::default(); source.len()];
-    let piece = piece_rows(width) * width;
-    host.threads.for_pieces(&mut out, piece, |index, out| {
-        let x = &source[index * piece..][..out.len()];
-        simd::run(host.isa, RmsNorm { x, w, eps, out });
-    });
-    tensor(out, x.dims())
+    let w = w.data()?;
+    in_pieces(host, &x, piece_rows(width) * width, |x, out| simd::run(host.isa, RmsNorm { x, w, eps, out }))
 }
 
 struct Add<'a, E> {
@@ -175,14 +182,8 @@ pub(crate) fn layer_norm<E: Vectors>(
     let width = width_of(op, &x)?;
     w.expect_shape("weight", &[width])?;
     b.expect_shape("bias", &[width])?;
-    let (source, w, b) = (x.data()?, w.data()?, b.data()?);
-    let mut out = vec![E::default(); source.len()];
-    let piece = piece_rows(width) * width;
-    host.threads.for_pieces(&mut out, piece, |index, out| {
-        let x = &source[index * piece..][..out.len()];
-        simd::run(host.isa, LayerNorm { x, w, b, eps, out });
-    });
-    tensor(out, x.dims())
+    let (w, b) = (w.data()?, b.data()?);
+    in_pieces(host, &x, piece_rows(width) * width, |x, out| simd::run(host.isa, LayerNorm { x, w, b, eps, out }))
 }
 
 /// See [`crate::Backend::add_layer_norm`].

@@ -182,6 +182,13 @@ impl CudaKvCache {
     }
 }
 
+/// Arguments of a kernel over pages: those that all have, then its `own`.
+fn over_pages(q: &CudaTensor, batch: &CudaBatch, cache: &CudaKvCache, own: &[Argument]) -> Vec<Argument> {
+    let pools = [cache.keys.pointer, cache.values.pointer].map(Argument::Pointer);
+    let extents = [batch.table, batch.context, batch.query_start].map(Argument::Pointer);
+    [&[q.argument()], &pools[..], &extents, own].concat()
+}
+
 impl CudaBackend {
     pub(super) fn attend(
         &self,
@@ -214,13 +221,7 @@ impl CudaBackend {
         {
             return Ok(out);
         }
-        let arguments = [
-            q.argument(),
-            Argument::Pointer(cache.keys.pointer),
-            Argument::Pointer(cache.values.pointer),
-            Argument::Pointer(batch.table),
-            Argument::Pointer(batch.context),
-            Argument::Pointer(batch.query_start),
+        let own = [
             out.argument(),
             Argument::Pointer(batch.width),
             Argument::Int(batch.sequences as i32),
@@ -231,6 +232,7 @@ impl CudaBackend {
             Argument::Int(i32::from(decode.is_some())),
             Argument::Float(scale),
         ];
+        let arguments = over_pages(q, batch, cache, &own);
         self.driver.launch("paged_attention_any", Launch::rows(tokens, 128).grid_y(query).alone(), &arguments)?;
         Ok(out)
     }
@@ -247,13 +249,7 @@ impl CudaBackend {
         heads: &Heads,
         scale: f32,
     ) -> Result<(), KernelError> {
-        let arguments = [
-            q.argument(),
-            Argument::Pointer(cache.keys.pointer),
-            Argument::Pointer(cache.values.pointer),
-            Argument::Pointer(batch.table),
-            Argument::Pointer(batch.context),
-            Argument::Pointer(batch.query_start),
+        let own = [
             out.argument(),
             Argument::Pointer(self.decode.partial.pointer),
             Argument::Pointer(self.decode.arrived.pointer),
@@ -265,7 +261,7 @@ impl CudaBackend {
             Argument::Float(scale),
         ];
         let blocks = DECODE_BLOCKS * self.driver.multiprocessors;
-        self.driver.launch(kernel, Launch::rows(blocks, 128).shared(shared), &arguments)
+        self.driver.launch(kernel, Launch::rows(blocks, 128).shared(shared), &over_pages(q, batch, cache, &own))
     }
 
     /// Prefill attention: the sequences of several query rows, and with `decoded` unset those of one. False if the step's tiles are
@@ -297,13 +293,7 @@ impl CudaBackend {
         if tiles.group != group || tiles.skip_single != decoded {
             return Ok(false);
         }
-        let arguments = vec![
-            q.argument(),
-            Argument::Pointer(cache.keys.pointer),
-            Argument::Pointer(cache.values.pointer),
-            Argument::Pointer(batch.table),
-            Argument::Pointer(batch.context),
-            Argument::Pointer(batch.query_start),
+        let own = [
             Argument::Pointer(tiles.list.pointer),
             out.argument(),
             Argument::Int(batch.stride as i32),
@@ -312,7 +302,7 @@ impl CudaBackend {
             Argument::Int(cache.block_tokens.trailing_zeros() as i32),
             Argument::Float(scale),
         ];
-        prefill.launch(&self.driver, tiles.count, heads.kv, arguments)?;
+        prefill.launch(&self.driver, tiles.count, heads.kv, over_pages(q, batch, cache, &own))?;
         Ok(true)
     }
 

@@ -134,27 +134,12 @@ fn parameter(description: &str) -> Value {
 }
 
 fn operations() -> Value {
+    let operation = |action: &str, channel: &str, summary: &str| json!({ "action": action, "channel": { "$ref": format!("#/channels/{channel}") }, "summary": summary });
     json!({
-        "receiveJob": {
-            "action": "receive",
-            "channel": { "$ref": "#/channels/jobs" },
-            "summary": "Takes a job.",
-        },
-        "sendOutput": {
-            "action": "send",
-            "channel": { "$ref": "#/channels/out" },
-            "summary": "Sends a job's answer, chunk by chunk.",
-        },
-        "receiveCancel": {
-            "action": "receive",
-            "channel": { "$ref": "#/channels/cancel" },
-            "summary": "Cancels a job.",
-        },
-        "sendDeadLetter": {
-            "action": "send",
-            "channel": { "$ref": "#/channels/deadLetters" },
-            "summary": "Keeps a job that needs a person's look.",
-        },
+        "receiveJob": operation("receive", "jobs", "Takes a job."),
+        "sendOutput": operation("send", "out", "Sends a job's answer, chunk by chunk."),
+        "receiveCancel": operation("receive", "cancel", "Cancels a job."),
+        "sendDeadLetter": operation("send", "deadLetters", "Keeps a job that needs a person's look."),
     })
 }
 

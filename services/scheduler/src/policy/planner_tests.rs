@@ -61,6 +61,19 @@ pub(super) fn run(planner: &mut Planner, executor: &mut Scripted) -> Events {
     }
 }
 
+/// Runs until `count` sequences have ended; they, in this order.
+pub(super) fn first_to_end(planner: &mut Planner, executor: &mut Scripted, count: usize) -> Vec<SeqId> {
+    let (mut events, mut ended) = (Events::new(), Vec::new());
+    while ended.len() < count {
+        while let Some(plan) = planner.plan(NOW, &mut events) {
+            executor.send(plan);
+        }
+        events.extend(answer(planner, executor));
+        ended.extend(events.drain(..).filter(|(_, event)| matches!(event, Event::Finished { .. })).map(|(id, _)| id));
+    }
+    ended
+}
+
 pub(super) fn answer_of(id: SeqId, events: &Events) -> Vec<u32> {
     let token = |(of, event): &(SeqId, Event)| match event {
         Event::Token { token, .. } if *of == id => Some(*token),
@@ -355,14 +368,7 @@ fn tenants_share_a_busy_engine_evenly() {
             planner.submit(NewSequence { tenant: "late".into(), ..job(&format!("l{n}"), 0..8, 10) }, NOW, &mut events)
         })
         .collect();
-    let mut ended = Vec::new();
-    while ended.len() < 20 {
-        while let Some(plan) = planner.plan(NOW, &mut events) {
-            executor.send(plan);
-        }
-        events.extend(answer(&mut planner, &mut executor));
-        ended.extend(events.drain(..).filter(|(_, event)| matches!(event, Event::Finished { .. })).map(|(id, _)| id));
-    }
+    let ended = first_to_end(&mut planner, &mut executor, 20);
     let of_late = ended.iter().filter(|id| later.contains(id)).count();
     assert!((8..=10).contains(&of_late), "{of_late} of the first 20 belong to the tenant that came last");
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use millrace_protocol::{ErrorCode, JobError, SlotId};
 
-use super::planner_tests::{NOW, answer, answer_of, drawn_answer, limits, plan, planner, run, submit};
+use super::planner_tests::{NOW, answer, answer_of, drawn_answer, first_to_end, limits, plan, planner, run, submit};
 use super::prefix::HashChain;
 use super::scripted::{Scripted, job, spec};
 use super::sequence::{NewSequence, SeqId};
@@ -101,14 +101,7 @@ fn tenants_share_by_weight() {
             of_gold.extend((tenant == "gold").then_some(id));
         }
     }
-    let mut ended = Vec::new();
-    while ended.len() < 40 {
-        while let Some(plan) = planner.plan(NOW, &mut events) {
-            executor.send(plan);
-        }
-        events.extend(answer(&mut planner, &mut executor));
-        ended.extend(events.drain(..).filter(|(_, event)| matches!(event, Event::Finished { .. })).map(|(id, _)| id));
-    }
+    let ended = first_to_end(&mut planner, &mut executor, 40);
     let gold = ended.iter().filter(|id| of_gold.contains(id)).count();
     assert!((28..=32).contains(&gold), "{gold} of the first 40 belong to the tenant of weight 3");
 }

@@ -124,9 +124,7 @@ async fn a_cancelled_job_stops_where_it_is() {
     let world = World::new().await;
     let executor = Executor::start(&world.bus, "x", &[("a", TEXT), ("b", TEXT)]).await;
     let scheduler = world.scheduler().await;
-    scheduler.attached().await;
-    let offer = world.delivered("a").await;
-    world.offer(&scheduler, &offer).await;
+    world.offered(&scheduler, "a").await;
     executor.steps(4);
     world.shows("a", 2).await;
     world.bus.cancel(&job_id("a")).await.unwrap();
@@ -175,9 +173,7 @@ async fn the_job_stays_ours_longer_than_the_ack_wait() {
     let world = World::with(|config| config.streams.ack_wait = Duration::from_secs(1)).await;
     let executor = Executor::start(&world.bus, "x", &[("a", TEXT)]).await;
     let scheduler = world.scheduler().await;
-    scheduler.attached().await;
-    let offer = world.delivered("a").await;
-    world.offer(&scheduler, &offer).await;
+    world.offered(&scheduler, "a").await;
     let consumer = world.bus.job_consumer(millrace_protocol::Class::Interactive);
     assert!(consumer.pull(1, Duration::from_secs(3)).await.unwrap().is_empty(), "delivered again");
     executor.open();

@@ -14,11 +14,7 @@ async fn another_executor_takes_over() {
     let world = World::new().await;
     let first = Executor::start(&world.bus, "x1", &[("a", TEXT)]).await;
     let scheduler = world.scheduler().await;
-    scheduler.attached().await;
-    let offer = world.delivered("a").await;
-    world.offer(&scheduler, &offer).await;
-    first.steps(6);
-    world.shows("a", 4).await;
+    world.begun(&scheduler, &first, "a").await;
     let second = Executor::start(&world.bus, "x2", &[("a", TEXT)]).await;
     second.open();
     first.kill();
@@ -34,11 +30,7 @@ async fn another_scheduler_continues_behind_what_is_shown() {
     let world = World::new().await;
     let x1 = Executor::start(&world.bus, "x1", &[("a", TEXT)]).await;
     let first = world.scheduler().await;
-    first.attached().await;
-    let offer = world.delivered("a").await;
-    world.offer(&first, &offer).await;
-    x1.steps(6);
-    world.shows("a", 4).await;
+    world.begun(&first, &x1, "a").await;
     first.addr.send(StopNow).await.unwrap();
     x1.kill();
     let x2 = Executor::start(&world.bus, "x2", &[("a", TEXT)]).await;
@@ -60,11 +52,7 @@ async fn a_stale_owner_is_shut_out() {
     let answers = [("a", TEXT)];
     let x1 = Executor::start(&world.bus, "x1", &answers).await;
     let first = world.scheduler().await;
-    first.attached().await;
-    let offer = world.delivered("a").await;
-    world.offer(&first, &offer).await;
-    x1.steps(6);
-    world.shows("a", 4).await;
+    let offer = world.begun(&first, &x1, "a").await;
     // The first owner lives on, but somebody else was given the job.
     let x2 = Executor::start(&world.bus, "x2", &answers).await;
     let second = world.scheduler().await;
@@ -87,11 +75,7 @@ async fn a_draining_scheduler_gives_back_what_it_cannot_finish() {
     let world = World::new().await;
     let executor = Executor::start(&world.bus, "x", &[("a", TEXT)]).await;
     let first = world.scheduler().await;
-    first.attached().await;
-    let offer = world.delivered("a").await;
-    world.offer(&first, &offer).await;
-    executor.steps(6);
-    world.shows("a", 4).await;
+    world.begun(&first, &executor, "a").await;
     first.drain.start_draining();
     let again = world.redelivered("a").await;
     assert_eq!(again.delivery.attempt, 2);
@@ -115,11 +99,7 @@ async fn a_restarted_nats_server_costs_no_text() {
     let world = World::new().await;
     let executor = Executor::start(&world.bus, "x", &[("a", TEXT)]).await;
     let scheduler = world.scheduler().await;
-    scheduler.attached().await;
-    let offer = world.delivered("a").await;
-    world.offer(&scheduler, &offer).await;
-    executor.steps(6);
-    world.shows("a", 4).await;
+    world.begun(&scheduler, &executor, "a").await;
     let follow = world.bus.follow(&job_id("a"), 0).await.unwrap();
     let pid = world.server.pid().unwrap();
     let killed = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
@@ -136,9 +116,7 @@ async fn a_job_whose_pages_are_lost_is_prepared_again() {
     let executor = Executor::failing(&world.bus, "x", &[("a", TEXT)], failing).await;
     executor.open();
     let scheduler = world.scheduler().await;
-    scheduler.attached().await;
-    let offer = world.delivered("a").await;
-    world.offer(&scheduler, &offer).await;
+    world.offered(&scheduler, "a").await;
     let again = world.redelivered("a").await;
     assert_eq!(again.delivery.attempt, 2);
     world.offer(&scheduler, &again).await;

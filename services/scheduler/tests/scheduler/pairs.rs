@@ -27,9 +27,7 @@ async fn with_fault(fault: Fault) -> f64 {
     let executor = Executor::faulty(&world.bus, "x", &[("a", TEXT)], fault).await;
     executor.open();
     let scheduler = world.scheduler().await;
-    scheduler.attached().await;
-    let offer = world.delivered("a").await;
-    world.offer(&scheduler, &offer).await;
+    world.offered(&scheduler, "a").await;
     let output = world.output("a").await;
     assert_eq!((output.text.as_str(), output.claims), (TEXT, 1));
     scheduler.metric("millrace_scheduler_sessions_lost_total")
@@ -50,11 +48,7 @@ async fn an_executor_that_beats_but_is_deaf_loses_its_sequences_to_another() {
     let world = patient(2).await;
     let deaf = Executor::faulty(&world.bus, "x1", &[("a", TEXT)], Fault::DeafAfter(6)).await;
     let scheduler = world.scheduler().await;
-    scheduler.attached().await;
-    let offer = world.delivered("a").await;
-    world.offer(&scheduler, &offer).await;
-    deaf.steps(6);
-    world.shows("a", 4).await;
+    world.begun(&scheduler, &deaf, "a").await;
     let second = Executor::start(&world.bus, "x2", &[("a", TEXT)]).await;
     second.open();
     let output = world.output("a").await;
@@ -95,9 +89,7 @@ async fn the_beacon_tells_which_beginnings_are_cached() {
     executor.open();
     let mut beacons = world.bus.subscribe(&world.bus.subjects().scheduler_beacons(), 100, None).await.unwrap();
     let scheduler = world.scheduler().await;
-    scheduler.attached().await;
-    let offer = world.delivered("a").await;
-    world.offer(&scheduler, &offer).await;
+    world.offered(&scheduler, "a").await;
     world.output("a").await;
     let chain = |tenant: &str| {
         let mut chain = HashChain::new("w", tenant);

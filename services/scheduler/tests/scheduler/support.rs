@@ -17,6 +17,8 @@ use millrace_telemetry::{Health, Registry};
 use tokenizers::Tokenizer;
 use tokio::sync::watch;
 
+use crate::executor::Executor;
+
 /// End-of-text token of the demo checkpoint.
 pub const END: u32 = 1000;
 
@@ -130,6 +132,22 @@ impl World {
         let body = r#"{"prompt":"Hi"}"#;
         self.bus.publish_job(Class::Interactive, &model(), &job_id(name), body.into()).await.unwrap();
         self.redelivered(name).await
+    }
+
+    /// Publishes a job and offers its delivery to a scheduler that has an executor.
+    pub async fn offered(&self, scheduler: &Scheduler, name: &str) -> Offer {
+        scheduler.attached().await;
+        let offer = self.delivered(name).await;
+        assert_eq!(self.offer(scheduler, &offer).await, OfferReply::Accepted);
+        offer
+    }
+
+    /// As [`Self::offered`], and `executor` has drawn six of the job's tokens, four of which are shown.
+    pub async fn begun(&self, scheduler: &Scheduler, executor: &Executor, name: &str) -> Offer {
+        let offer = self.offered(scheduler, name).await;
+        executor.steps(6);
+        self.shows(name, 4).await;
+        offer
     }
 
     /// The queue's next delivery, as an offer with what is stored of the job.
