@@ -79,6 +79,24 @@ pub struct Final {
     pub metadata: Option<serde_json::Value>,
 }
 
+impl Final {
+    /// An end of which nothing else is known: no text, no counts.
+    pub fn bare(status: Status) -> Self {
+        Self {
+            status,
+            finish_reason: None,
+            stop: None,
+            error: None,
+            text: String::new(),
+            token_ids: Vec::new(),
+            logprobs: Vec::new(),
+            usage: Usage::default(),
+            timings: Timings::default(),
+            metadata: None,
+        }
+    }
+}
+
 /// The five ways a job can end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

@@ -267,15 +267,6 @@ impl Writer {
 
 /// What is stored instead of a final that the bus does not take.
 fn too_large(last: Final, error: &BusError) -> Final {
-    Final {
-        status: Status::Failed,
-        finish_reason: None,
-        stop: None,
-        error: Some(JobError::new(ErrorCode::TooLarge, format!("the answer is too large to store: {error}"))),
-        text: String::new(),
-        token_ids: Vec::new(),
-        logprobs: Vec::new(),
-        metadata: None,
-        ..last
-    }
+    let error = JobError::new(ErrorCode::TooLarge, format!("the answer is too large to store: {error}"));
+    Final { error: Some(error), usage: last.usage, timings: last.timings, ..Final::bare(Status::Failed) }
 }

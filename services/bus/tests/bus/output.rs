@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use millrace_bus::{AppendError, BusError};
-use millrace_protocol::output::{Final, Timings, Usage};
+use millrace_protocol::output::Final;
 use millrace_protocol::{ActorId, Chunk, FinishReason, JobId, OutputChunk, Status};
 
 use crate::support::{job, server, soon, streams};
@@ -22,18 +22,7 @@ pub fn delta(job: &JobId, index: u64) -> OutputChunk {
 }
 
 pub fn end(job: &JobId, index: u64) -> OutputChunk {
-    let last = Final {
-        status: Status::Done,
-        finish_reason: Some(FinishReason::Stop),
-        stop: None,
-        error: None,
-        text: String::new(),
-        token_ids: vec![],
-        logprobs: vec![],
-        usage: Usage::default(),
-        timings: Timings::default(),
-        metadata: None,
-    };
+    let last = Final { finish_reason: Some(FinishReason::Stop), ..Final::bare(Status::Done) };
     chunk(job, index, Chunk::Final(Box::new(last)))
 }
 

@@ -97,16 +97,11 @@ mod tests {
 
     fn last(status: Status, error: Option<JobError>) -> Final {
         Final {
-            status,
-            finish_reason: None,
-            stop: None,
             error,
             text: "a red circle.".into(),
             token_ids: vec![1],
-            logprobs: Vec::new(),
             usage: Usage { prompt_tokens: 10, cached_tokens: 0, completion_tokens: 4 },
-            timings: Timings::default(),
-            metadata: None,
+            ..Final::bare(status)
         }
     }
 

@@ -2,7 +2,7 @@
 //! way ends the window as a failure with a code, like one the service reports, so that the others go on.
 
 use futures::stream::{LocalBoxStream, StreamExt};
-use millrace_protocol::output::{Chunk, Final, Status, Timings, Usage};
+use millrace_protocol::output::{Chunk, Final, Status};
 use millrace_protocol::{Class, ErrorCode, JobError, JobId};
 use millrace_runtime::Clock;
 
@@ -137,16 +137,6 @@ fn ended<'a>(number: usize, error: &anyhow::Error) -> LocalBoxStream<'a, Option<
 
 /// A failure on the way to or from the service, in the shape of one that the service reports.
 pub fn broken(error: &anyhow::Error) -> Final {
-    Final {
-        status: Status::Failed,
-        finish_reason: None,
-        stop: None,
-        error: Some(JobError::new(ErrorCode::Overloaded, format!("{error:#}"))),
-        text: String::new(),
-        token_ids: Vec::new(),
-        logprobs: Vec::new(),
-        usage: Usage::default(),
-        timings: Timings::default(),
-        metadata: None,
-    }
+    let error = Some(JobError::new(ErrorCode::Overloaded, format!("{error:#}")));
+    Final { error, ..Final::bare(Status::Failed) }
 }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use millrace_bus::{AppendError, Bus};
-use millrace_protocol::output::Timings;
 use millrace_protocol::ready::{Delivery, Shown};
 use millrace_protocol::{Chunk, ErrorCode, Final, JobError, JobId, OutputChunk, SCHEMA_VERSION, Status, Usage};
 use millrace_runtime::{Backoff, BackoffPolicy};
@@ -90,16 +89,12 @@ impl Ending {
 fn final_chunk(ended: &Ended<'_>, status: Status) -> OutputChunk {
     let shown = ended.shown;
     let last = Final {
-        status,
-        finish_reason: None,
-        stop: None,
         error: Some(ended.error.clone()),
         text: shown.text.clone(),
         token_ids: shown.token_ids.clone(),
-        logprobs: Vec::new(),
         usage: Usage { completion_tokens: shown.token_ids.len() as u64, ..Usage::default() },
-        timings: Timings::default(),
         metadata: ended.metadata.clone(),
+        ..Final::bare(status)
     };
     OutputChunk {
         v: SCHEMA_VERSION,

@@ -34,7 +34,7 @@ pub fn read(chunks: &[(u64, OutputChunk)], job_seq: u64) -> History {
 
 #[cfg(test)]
 mod tests {
-    use millrace_protocol::{ActorId, Final, JobId, Status, Usage};
+    use millrace_protocol::{ActorId, Final, JobId, Status};
 
     use super::*;
 
@@ -53,18 +53,7 @@ mod tests {
     }
 
     fn last() -> Chunk {
-        Chunk::Final(Box::new(Final {
-            status: Status::Done,
-            finish_reason: None,
-            stop: None,
-            error: None,
-            text: String::new(),
-            token_ids: vec![],
-            logprobs: vec![],
-            usage: Usage::default(),
-            timings: Default::default(),
-            metadata: None,
-        }))
+        Chunk::Final(Box::new(Final::bare(Status::Done)))
     }
 
     #[test]
