@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys;
 
+use super::ahead::Ahead;
 use super::driver::Driver;
 use super::memory::{Memory, Owned};
 use super::skinny;
@@ -61,6 +62,8 @@ struct Plan {
 #[derive(Debug)]
 pub(super) struct Linear {
     driver: Arc<Driver>,
+    /// What linears of few rows ask for ahead of its use.
+    pub ahead: Ahead,
     handle: sys::cublasLtHandle_t,
     workspace: Owned,
     plans: Mutex<HashMap<Problem, Plan>>,
@@ -79,7 +82,8 @@ impl Linear {
         driver.bind()?;
         let handle = result::create_handle().map_err(failed("cublasLtCreate"))?;
         let workspace = memory.allocate(MemoryKind::Scratch, WORKSPACE_BYTES)?;
-        Ok(Self { driver: driver.clone(), handle, workspace, plans: Mutex::default(), tuned: Mutex::default() })
+        let (driver, ahead) = (driver.clone(), Ahead::default());
+        Ok(Self { driver, ahead, handle, workspace, plans: Mutex::default(), tuned: Mutex::default() })
     }
 
     /// `out [T, N] = x [T, K] w [N, K]^T (+ bias [N])`, shapes checked by the caller, none of them empty.
@@ -91,7 +95,7 @@ impl Linear {
         out: &CudaTensor,
         sizes: [usize; 3],
     ) -> Result<(), KernelError> {
-        if skinny::run(&self.driver, [x, w, out], bias, sizes, false)? {
+        if skinny::run(&self.driver, &self.ahead, [x, w, out], bias, sizes, false)? {
             return Ok(());
         }
         self.run_library(x, w, bias, out, sizes)
@@ -105,7 +109,7 @@ impl Linear {
         out: &CudaTensor,
         sizes: [usize; 3],
     ) -> Result<bool, KernelError> {
-        skinny::run(&self.driver, [x, w, out], None, sizes, true)
+        skinny::run(&self.driver, &self.ahead, [x, w, out], None, sizes, true)
     }
 
     fn run_library(

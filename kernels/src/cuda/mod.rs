@@ -3,6 +3,7 @@
 //! Owns the device and its memory. Ops are launched and not waited for; only copies to the host wait. `unsafe` stands in
 //! `driver`, `memory`, `pinned`, `flight`, `linear` and `step`, and in the copies here.
 
+mod ahead;
 mod attention;
 mod driver;
 mod flight;

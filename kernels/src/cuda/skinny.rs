@@ -2,8 +2,9 @@
 //!
 //! On Hopper the copy engine streams the weights (skinny_linear_sm90.cu); elsewhere every thread streams its own (skinny_linear.cu).
 
+use super::ahead::Ahead;
 use super::driver::{Argument, Driver, Launch};
-use super::tensor::CudaTensor;
+use super::tensor::{CudaTensor, ELEMENT};
 use crate::error::KernelError;
 
 /// Kernels of the two files.
@@ -31,8 +32,8 @@ const SMALL_WEIGHT: usize = 11 << 20;
 const SPAN: usize = 64;
 const BOX_ROWS: usize = 64;
 const MOST_CLUSTER: usize = 8;
-/// Steps of a block at most where there are many tiles: 80 KB of weights, or 160 KB of gate and up.
-const MOST_STEPS: usize = 10;
+/// Steps of a block at most where there are many tiles: 160 KB of weights, or 320 KB of gate and up.
+const MOST_STEPS: usize = 20;
 
 /// A launch: kernel, blocks, threads and dynamic shared memory of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,9 +78,9 @@ fn streamed([rows, inputs, outputs]: [usize; 3], gated: bool, multiprocessors: u
     let batches = rows.div_ceil(8);
     let kernel = STREAMED[if gated { 2 } else { 0 } + batches - 1];
     let tiles = if gated { outputs / 2 } else { outputs }.div_ceil(BOX_ROWS);
-    // Few tiles are split until nearly every multiprocessor has a block; many until a block's weights are about its ring, so that
-    // what is there is asked for at once and the next kernel's blocks follow soon (found by search, H100, 2026-11-25). Only the
-    // weight's shape counts: a row's result must not depend on how many rows there are.
+    // Few tiles are split until nearly every multiprocessor has a block; many until a block's weights are two or three of its rings,
+    // so that the next kernel's blocks follow soon (found by search, H200, 2026-11-26). Only the weight's shape counts: a row's result
+    // must not depend on how many rows there are.
     let (spans, enough) = (inputs.div_ceil(SPAN), multiprocessors - multiprocessors / 16);
     let wanted = |cluster| tiles * cluster < enough || (tiles > enough && spans > MOST_STEPS * cluster);
     let mut cluster = 1;
@@ -102,6 +103,7 @@ pub(super) fn prepare(driver: &Driver) -> Result<(), KernelError> {
 /// these sizes; they are not empty, and the caller checked the shapes.
 pub(super) fn run(
     driver: &Driver,
+    ahead: &Ahead,
     [x, w, out]: [&CudaTensor; 3],
     bias: Option<&CudaTensor>,
     sizes: [usize; 3],
@@ -110,19 +112,19 @@ pub(super) fn run(
     let launch = choose(sizes, gated, driver.multiprocessors, driver.capability);
     let Some(launch) = launch.filter(|launch| launch.shared <= driver.shared_bytes) else { return Ok(false) };
     let [rows, inputs, outputs] = sizes;
-    let (x, w) = match launch.streamed {
-        Some(Streamed { columns, .. }) => (
-            driver.matrix_map(x.address(), [rows, inputs], [columns, SPAN])?,
-            driver.matrix_map(w.address(), [outputs, inputs], [BOX_ROWS, SPAN])?,
-        ),
-        None => (x.argument(), w.argument()),
-    };
     let bias = Argument::Pointer(bias.map_or(0, CudaTensor::address));
-    let [rows, inputs, outputs] = sizes.map(|size| Argument::Int(size as i32));
-    let arguments = [x, w, bias, out.argument(), rows, outputs, inputs];
     let shape = Launch::rows(launch.blocks, launch.threads).shared(launch.shared);
-    let shape = launch.streamed.map_or(shape, |streamed| shape.cluster(streamed.cluster));
-    driver.launch(launch.kernel, shape, &arguments)?;
+    let ints = sizes.map(|size| Argument::Int(size as i32));
+    let problem = |x, w| [x, w, bias, out.argument(), ints[0], ints[2], ints[1]];
+    let Some(Streamed { cluster, columns }) = launch.streamed else {
+        driver.launch(launch.kernel, shape, &problem(x.argument(), w.argument()))?;
+        return Ok(true);
+    };
+    let x = driver.matrix_map(x.address(), [rows, inputs], [columns, SPAN])?;
+    let map = driver.matrix_map(w.address(), [outputs, inputs], [BOX_ROWS, SPAN])?;
+    let (from, bytes) = ahead.behind((w.address(), inputs * outputs * ELEMENT));
+    let next = [Argument::Pointer(from), Argument::Int(bytes as i32)];
+    driver.launch(launch.kernel, shape.cluster(cluster), &[&problem(x, map)[..], &next].concat())?;
     Ok(true)
 }
 
@@ -160,9 +162,9 @@ mod tests {
             let (plain, gated) = (STREAMED[batch], STREAMED[2 + batch]);
             assert_eq!(kernel([rows, 2560, 6144], false), Some((plain, 192, 2)));
             assert_eq!(kernel([rows, 4096, 2560], false), Some((plain, 160, 4)));
-            assert_eq!(kernel([rows, 2560, 19_456], true), Some((gated, 608, 4)));
+            assert_eq!(kernel([rows, 2560, 19_456], true), Some((gated, 304, 2)));
             assert_eq!(kernel([rows, 9728, 2560], false), Some((plain, 160, 4)));
-            assert_eq!(kernel([rows, 2560, 151_936], false), Some((plain, 9496, 4)));
+            assert_eq!(kernel([rows, 2560, 151_936], false), Some((plain, 4748, 2)));
             assert_eq!(kernel([rows, 2048, 4096], false), Some((plain, 128, 2)));
             assert_eq!(kernel([rows, 2048, 12_288], true), Some((gated, 192, 2)));
             assert_eq!(kernel([rows, 6144, 2048], false), Some((plain, 128, 4)));

@@ -220,8 +220,10 @@ impl CudaBackend {
         forward: &mut Forward<'_, Self, E>,
     ) -> Result<CudaTensor, E> {
         self.memory.record(true);
+        self.linear.ahead.list();
         let run = self.run_and_record(staged, winners, forward);
         self.memory.record(false);
+        self.linear.ahead.end();
         let (logits, graph) = run?;
         let recording = Recording { driver: self.driver.clone(), graph, logits: logits.clone() };
         self.steps.lock().recordings.insert(padded, recording);
@@ -240,6 +242,7 @@ impl CudaBackend {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is valid and not being captured.
         unsafe { result::stream::begin_capture(stream, mode) }.map_err(failed("cuStreamBeginCapture"))?;
+        self.linear.ahead.follow();
         let again = self.run_once(staged, winners, forward).map(|logits| logits.borrowed());
         // SAFETY: the capture was begun above.
         let graph = unsafe { result::stream::end_capture(stream) }.map_err(failed("cuStreamEndCapture"));

@@ -28,6 +28,7 @@ BUILDS = {
     "skinny": {"skinny": ("skinny_linear", [])},
 }
 MAPS = {}
+AHEAD, AHEAD_BYTES = 2, 3 << 20  # DISTANCE and BYTES of kernels/src/cuda/ahead.rs.
 
 
 def tensor_map(matrix, rows):
@@ -44,16 +45,17 @@ def tensor_map(matrix, rows):
     return MAPS[key][1]
 
 
-def stream(module, x, w, bias, y, overlap=False, gated=False, cluster=1):
+def stream(module, x, w, bias, y, overlap=False, gated=False, cluster=1, ahead=(None, 0)):
     (m, _), (n, k) = x.shape, w.shape
     columns = 8 if m <= 8 else 16
     kernel = f"stream_{'swiglu' if gated else 'linear'}_c{columns}"
     tiles = -(-(n // 2 if gated else n) // 64)
     maps = tensor_map(x, columns), tensor_map(w, 64)
-    module.launch(kernel, (tiles * cluster,), 128, (110 << 10) + 128, *maps, bias, y, m, n, k, overlap=overlap, cluster=cluster)
+    module.launch(kernel, (tiles * cluster,), 128, (110 << 10) + 128, *maps, bias, y, m, n, k, *ahead,
+                  overlap=overlap, cluster=cluster)
 
 
-def skinny(module, x, w, bias, y, overlap=False, gated=False, blocks=1):
+def skinny(module, x, w, bias, y, overlap=False, gated=False, blocks=1, ahead=None):
     (m, k), n = x.shape, w.shape[0]
     batch, r = 1 if m <= 8 else 2, 2 if gated else blocks
     kernel = f"skinny_swiglu_b{batch}" if gated else f"skinny_linear_r{blocks}_b{batch}"
@@ -183,21 +185,25 @@ class Chain:
         self.norm.launch("add_rms_norm", (m,), -(-width // 256) * 32, 0, a, b, self.scale, c, d, width, 1e-6, overlap=True)
 
     def share(self, m, call, gated=True, small=False, rounds=5):
-        """Share of copy bandwidth; `call(name, x, w, y, gated)` launches one linear."""
+        """Share of copy bandwidth; `call(name, x, w, y, gated, ahead)` launches one linear, `ahead` being what it should ask ahead."""
         calls = []
+        weights = [w for layer in self.layers for _, w in layer]
+        later = iter(weights[AHEAD:] + weights[:AHEAD])
         for layer in self.layers:
             for name, w in layer:
                 if small:
                     calls += [lambda: self.steady(m)] * (2 if name.startswith("o") else 0 if name.startswith("down") else 1)
                 x, glu = self.inputs[m, w.shape[1]], gated and name.startswith("gate_up")
-                calls.append(lambda name=name, x=x, w=w, glu=glu: call(name, x, w, self.y, glu))
+                behind = next(later)
+                ahead = (behind, min(AHEAD_BYTES, behind.numel() * 2))
+                calls.append(lambda name=name, x=x, w=w, glu=glu, ahead=ahead: call(name, x, w, self.y, glu, ahead))
         return self.bytes / (median_us(calls, rounds=rounds) * len(calls)) * 1e6 / self.copy
 
 
 def search(chain, family, module, form):
     """The form of each shape that serves the chains of 1, 8 and 16 rows best together; two passes, a shape at a time."""
-    def call(name, x, w, y, glu):
-        family(module, x, w, None, y, True, glu, form[name])
+    def call(name, x, w, y, glu, ahead):
+        family(module, x, w, None, y, True, glu, form[name], ahead)
 
     def worth():
         return sum(chain.share(m, call, small=small, rounds=3) for m, small in ((1, False), (16, False), (1, True), (16, True)))
@@ -229,7 +235,7 @@ def time_chains(family, builds, best, norm, copy, put):
                          "share": chain.share(m, call, small=small)})
         if family is stream:
             for m in (1, 2, 4, 8, 12, 16):
-                share = chain.share(m, lambda name, x, w, y, glu: torch.nn.functional.linear(x, w), gated=False, rounds=3)
+                share = chain.share(m, lambda name, x, w, y, glu, ahead: torch.nn.functional.linear(x, w), gated=False, rounds=3)
                 put({"build": "cublas", "chain": model, "rows": m, "share": share})
         del chain
         MAPS.clear()
