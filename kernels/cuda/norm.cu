@@ -3,66 +3,75 @@
 // `_any` kernels, which read the row twice.
 #include "numeric.cuh"
 
-constexpr int KEPT = 4;
+constexpr int KEPT = 2;
 
-__device__ __forceinline__ void rms_finish(Vector (&kept)[KEPT], float sum, const bf16* w, bf16* out, int width, float eps,
-                                           float* scratch) {
+// One vector for each round of the block over a row.
+struct Row {
+    Vector at[KEPT];
+};
+
+// What a thread has of `from`, a row of `width` elements.
+__device__ __forceinline__ void load_row(Row& row, const bf16* from, int width) {
+#pragma unroll
+    for (int k = 0; k < KEPT; ++k) {
+        const int i = (k * blockDim.x + threadIdx.x) * VECTOR;
+        if (i < width) row.at[k] = load(from + i);
+    }
+}
+
+// kept = x, or with ADD round(residual + x), which goes to `h` too. Returns the sum of a thread's elements, or of their SQUAREs.
+template <bool ADD, bool SQUARE>
+__device__ __forceinline__ float keep_row(Row& kept, const bf16* residual, const bf16* x, bf16* h, int width) {
+    Row left;
+    if (ADD) load_row(left, residual, width);
+    load_row(kept, x, width);
+    float sum = 0.0f;
+#pragma unroll
+    for (int k = 0; k < KEPT; ++k) {
+        const int i = (k * blockDim.x + threadIdx.x) * VECTOR;
+        if (i < width) {
+#pragma unroll
+            for (int e = 0; e < VECTOR; ++e) {
+                if (ADD) kept.at[k].at[e] = narrow(widen(left.at[k].at[e]) + widen(kept.at[k].at[e]));
+                const float value = widen(kept.at[k].at[e]);
+                sum += SQUARE ? value * value : value;
+            }
+            if (ADD) store(h + i, kept.at[k]);
+        }
+    }
+    return sum;
+}
+
+// Weights are no kernel's output: they are loaded before waiting, so that nothing but the row is on the way.
+template <bool ADD>
+__device__ __forceinline__ void rms(const bf16* residual, const bf16* x, const bf16* w, bf16* h, bf16* out, int width, float eps) {
+    __shared__ float scratch[32];
+    release_next();
+    Row weights, kept;
+    load_row(weights, w, width);
+    wait_for_previous();
+    const size_t row = size_t(blockIdx.x) * width;
+    const float sum = keep_row<ADD, true>(kept, residual + row, x + row, h + row, width);
     const float scale = rsqrtf(block_sum(sum, scratch) / width + eps);
 #pragma unroll
     for (int k = 0; k < KEPT; ++k) {
         const int i = (k * blockDim.x + threadIdx.x) * VECTOR;
         if (i < width) {
-            const Vector weight = load(w + i);
             Vector y;
 #pragma unroll
-            for (int e = 0; e < VECTOR; ++e) y.at[e] = narrow(widen(weight.at[e]) * rounded(widen(kept[k].at[e]) * scale));
-            store(out + i, y);
+            for (int e = 0; e < VECTOR; ++e) y.at[e] = narrow(widen(weights.at[k].at[e]) * rounded(widen(kept.at[k].at[e]) * scale));
+            store(out + row + i, y);
         }
     }
 }
 
-extern "C" __global__ void rms_norm(const bf16* x, const bf16* w, bf16* out, int width, float eps) {
-    __shared__ float scratch[32];
-    release_next();
-    wait_for_previous();
-    const size_t row = size_t(blockIdx.x) * width;
-    Vector kept[KEPT];
-    float sum = 0.0f;
-#pragma unroll
-    for (int k = 0; k < KEPT; ++k) {
-        const int i = (k * blockDim.x + threadIdx.x) * VECTOR;
-        if (i < width) {
-            kept[k] = load(x + row + i);
-#pragma unroll
-            for (int e = 0; e < VECTOR; ++e) sum += widen(kept[k].at[e]) * widen(kept[k].at[e]);
-        }
-    }
-    rms_finish(kept, sum, w, out + row, width, eps, scratch);
+extern "C" __global__ void __launch_bounds__(1024) rms_norm(const bf16* x, const bf16* w, bf16* out, int width, float eps) {
+    rms<false>(nullptr, x, w, nullptr, out, width, eps);
 }
 
 // h = round(residual + x); out = rms_norm(h).
-extern "C" __global__ void add_rms_norm(const bf16* residual, const bf16* x, const bf16* w, bf16* h, bf16* out, int width,
-                                        float eps) {
-    __shared__ float scratch[32];
-    release_next();
-    wait_for_previous();
-    const size_t row = size_t(blockIdx.x) * width;
-    Vector kept[KEPT];
-    float sum = 0.0f;
-#pragma unroll
-    for (int k = 0; k < KEPT; ++k) {
-        const int i = (k * blockDim.x + threadIdx.x) * VECTOR;
-        if (i < width) {
-            const Vector a = load(residual + row + i), b = load(x + row + i);
-#pragma unroll
-            for (int e = 0; e < VECTOR; ++e) {
-                kept[k].at[e] = narrow(widen(a.at[e]) + widen(b.at[e]));
-                sum += widen(kept[k].at[e]) * widen(kept[k].at[e]);
-            }
-            store(h + row + i, kept[k]);
-        }
-    }
-    rms_finish(kept, sum, w, out + row, width, eps, scratch);
+extern "C" __global__ void __launch_bounds__(1024) add_rms_norm(const bf16* residual, const bf16* x, const bf16* w, bf16* h, bf16* out, int width, float eps) {
+    rms<true>(residual, x, w, h, out, width, eps);
 }
 
 // As add_rms_norm for any width; without a residual (null) `h` is not written.
@@ -87,9 +96,13 @@ extern "C" __global__ void rms_norm_any(const bf16* residual, const bf16* x, con
     }
 }
 
-// The kept row normalised: out = round((x - mean) / sqrt(variance + eps) w + b).
-__device__ __forceinline__ void layer_finish(const Vector (&kept)[KEPT], float sum, const bf16* w, const bf16* b, bf16* out, int width,
-                                             float eps, float* scratch) {
+// out = round((x - mean) / sqrt(variance + eps) w + b).
+template <bool ADD>
+__device__ __forceinline__ void layer(const bf16* residual, const bf16* x, const bf16* w, const bf16* b, bf16* h, bf16* out, int width, float eps) {
+    __shared__ float scratch[32];
+    const size_t row = size_t(blockIdx.x) * width;
+    Row kept;
+    const float sum = keep_row<ADD, false>(kept, residual + row, x + row, h + row, width);
     const float mean = block_sum(sum, scratch) / width;
     float square = 0.0f;
 #pragma unroll
@@ -97,7 +110,7 @@ __device__ __forceinline__ void layer_finish(const Vector (&kept)[KEPT], float s
         if ((k * blockDim.x + threadIdx.x) * VECTOR < width) {
 #pragma unroll
             for (int e = 0; e < VECTOR; ++e) {
-                const float d = widen(kept[k].at[e]) - mean;
+                const float d = widen(kept.at[k].at[e]) - mean;
                 square += d * d;
             }
         }
@@ -111,51 +124,21 @@ __device__ __forceinline__ void layer_finish(const Vector (&kept)[KEPT], float s
             Vector y;
 #pragma unroll
             for (int e = 0; e < VECTOR; ++e) {
-                y.at[e] = narrow((widen(kept[k].at[e]) - mean) * scale * widen(weight.at[e]) + widen(bias.at[e]));
+                y.at[e] = narrow((widen(kept.at[k].at[e]) - mean) * scale * widen(weight.at[e]) + widen(bias.at[e]));
             }
-            store(out + i, y);
+            store(out + row + i, y);
         }
     }
 }
 
-extern "C" __global__ void layer_norm(const bf16* x, const bf16* w, const bf16* b, bf16* out, int width, float eps) {
-    __shared__ float scratch[32];
-    const size_t row = size_t(blockIdx.x) * width;
-    Vector kept[KEPT];
-    float sum = 0.0f;
-#pragma unroll
-    for (int k = 0; k < KEPT; ++k) {
-        const int i = (k * blockDim.x + threadIdx.x) * VECTOR;
-        if (i < width) {
-            kept[k] = load(x + row + i);
-#pragma unroll
-            for (int e = 0; e < VECTOR; ++e) sum += widen(kept[k].at[e]);
-        }
-    }
-    layer_finish(kept, sum, w, b, out + row, width, eps, scratch);
+extern "C" __global__ void __launch_bounds__(1024) layer_norm(const bf16* x, const bf16* w, const bf16* b, bf16* out, int width, float eps) {
+    layer<false>(nullptr, x, w, b, nullptr, out, width, eps);
 }
 
 // h = round(residual + x); out = layer_norm(h).
-extern "C" __global__ void add_layer_norm(const bf16* residual, const bf16* x, const bf16* w, const bf16* b, bf16* h, bf16* out,
-                                          int width, float eps) {
-    __shared__ float scratch[32];
-    const size_t row = size_t(blockIdx.x) * width;
-    Vector kept[KEPT];
-    float sum = 0.0f;
-#pragma unroll
-    for (int k = 0; k < KEPT; ++k) {
-        const int i = (k * blockDim.x + threadIdx.x) * VECTOR;
-        if (i < width) {
-            const Vector left = load(residual + row + i), right = load(x + row + i);
-#pragma unroll
-            for (int e = 0; e < VECTOR; ++e) {
-                kept[k].at[e] = narrow(widen(left.at[e]) + widen(right.at[e]));
-                sum += widen(kept[k].at[e]);
-            }
-            store(h + row + i, kept[k]);
-        }
-    }
-    layer_finish(kept, sum, w, b, out + row, width, eps, scratch);
+extern "C" __global__ void __launch_bounds__(1024) add_layer_norm(const bf16* residual, const bf16* x, const bf16* w, const bf16* b, bf16* h, bf16* out, int width,
+                                          float eps) {
+    layer<true>(residual, x, w, b, h, out, width, eps);
 }
 
 // As add_layer_norm for any width; without a residual (null) `h` is not written.

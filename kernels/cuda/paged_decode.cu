@@ -365,13 +365,13 @@ __device__ void decode(const Problem& p) {
     int* prefix = reinterpret_cast<int*>(shared + WARPS * STAGES * 2 * CHUNK_BYTES + 11264);
     int* contexts = prefix + p.sequences + 1;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    wait_for_previous();
     release_next();
+    // Extents and tables are staged before a step: no kernel writes them.
     const int stride = *p.stride;
     const int per_head = lay_out(p, merge, prefix, contexts);
     const Split split = Split::of(per_head, p.kv_heads, gridDim.x);
     const int begin = split.begin(split.own()), count = split.begin(split.own() + 1) - begin;
-    if (count == 0) return;
+    if (count == 0) return wait_for_previous();  // A block that ends before the kernel before would count as if that had ended.
     const unsigned ring = shared_address(shared) + warp * STAGES * 2 * CHUNK_BYTES;
 
     Cursor at, ahead;
@@ -401,11 +401,19 @@ __device__ void decode(const Problem& p) {
         ahead.advance(prefix, p.sequences, split.heads);
         row = look_up();
     };
+    // Keys but a sequence's last one are those of earlier steps.
+    bool waited = false;
+    auto wait = [&] {
+        if (!waited) wait_for_previous();
+        waited = true;
+    };
 #pragma unroll 1
     for (int n = 0; n < STAGES - 1; ++n) {
+        if (ahead.tile + 1 == ahead.tiles) wait();
         if (n < count) request();
         copy_commit();
     }
+    wait();
 
     State<D> state;
     unsigned query[D / 16][4];

@@ -91,9 +91,13 @@ __device__ void norm_rope_write(const bf16* qkv, const bf16* q_norm, const bf16*
     const int head = threadIdx.x / LANES;
     const bool is_query = head < heads, is_value = head >= heads + kv_heads;
     const bf16* source = qkv + (size_t(token) * all + min(head, all - 1)) * DIM;
+    // Weights and slots are no kernel's output; all that is loaded after waiting is loaded at once.
+    const bf16* weight = is_query ? q_norm : k_norm;
+    const Vector weight_low = load(weight + at), weight_high = load(weight + HALF + at);
+    const int slot = slots[token];
     wait_for_previous();
     const Vector low = load(source + at), high = load(source + HALF + at);
-    const int slot = slots[token];
+    const Vector cosine = load(cosines + size_t(token) * HALF + at), sine = load(sines + size_t(token) * HALF + at);
     float sum = 0.0f;
 #pragma unroll
     for (int e = 0; e < VECTOR; ++e) sum += widen(low.at[e]) * widen(low.at[e]) + widen(high.at[e]) * widen(high.at[e]);
@@ -106,10 +110,7 @@ __device__ void norm_rope_write(const bf16* qkv, const bf16* q_norm, const bf16*
         store(values + place + HALF + at, high);
         return;
     }
-    const bf16* weight = is_query ? q_norm : k_norm;
     bf16* target = is_query ? q_out + (size_t(token) * heads + head) * DIM : keys + place;
-    const Vector weight_low = load(weight + at), weight_high = load(weight + HALF + at);
-    const Vector cosine = load(cosines + size_t(token) * HALF + at), sine = load(sines + size_t(token) * HALF + at);
     const float scale = rsqrtf(sum / DIM + eps);
     Vector out_low, out_high;
 #pragma unroll

@@ -10,7 +10,7 @@ use crate::view::shape_error;
 /// Elements of one 16-byte access (numeric.cuh).
 const VECTOR: usize = 8;
 /// Vectors that a thread keeps (norm.cu).
-const KEPT: usize = 4;
+const KEPT: usize = 2;
 const MOST_THREADS: usize = 1024;
 
 /// Threads for a row of `width` elements, if the kernels that keep the row in registers take it: enough that each thread keeps
@@ -170,8 +170,8 @@ mod tests {
         assert_eq!(kept_threads(2560), Some(320));
         assert_eq!(kept_threads(128), Some(32));
         assert_eq!(kept_threads(1024 * 8), Some(1024));
-        assert_eq!(kept_threads(1024 * 32), Some(1024));
-        assert_eq!(kept_threads(1024 * 32 + 8), None);
+        assert_eq!(kept_threads(1024 * 16), Some(1024));
+        assert_eq!(kept_threads(1024 * 16 + 8), None);
         assert_eq!(kept_threads(12), None);
     }
 }

@@ -172,6 +172,8 @@ impl Worker {
         let (scheduler, launched) = (plan.scheduler.clone(), self.clock.now());
         let tokens = plan.work.iter().map(|work| u64::from(work.count)).sum();
         self.engine.launch(plan, media);
+        let took = self.clock.now().saturating_duration_since(launched);
+        tracing::trace!(step = plan.step, tokens, took_us = micros(took), "step launched");
         self.under_way.push_back(Step { scheduler, tokens, launched });
         self.check()
     }
@@ -191,6 +193,7 @@ impl Worker {
         let idle = if waited_since.is_some() { idle } else { Duration::ZERO };
         output.busy_us = micros(busy);
         output.idle_us = micros(idle);
+        tracing::trace!(step = output.step, tokens, busy_us = output.busy_us, idle_us = output.idle_us, "step ended");
         self.check()?;
         self.send(DeviceEvent::Stepped { scheduler, output: Box::new(output), tokens, busy, idle })
     }

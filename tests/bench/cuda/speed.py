@@ -52,7 +52,7 @@ def main():
     millrace, card = str(tools / "millrace"), machine()
     environment = {**os.environ, "LD_LIBRARY_PATH": library_path(), "MILLRACE_NATS_SERVER": str(tools / "nats-server"),
                    "MILLRACE_NATS_STORE_DIR": "/tmp/speed/nats", "MILLRACE_CONFIG": str(ROOT / "deploy/gpu.toml"),
-                   "MILLRACE_DEVICE": arguments.device, "MILLRACE_LOG": "warn"}
+                   "MILLRACE_DEVICE": arguments.device, "MILLRACE_LOG": os.environ.get("MILLRACE_LOG", "warn")}
     short = next((word.lower() for word in card.replace(",", " ").split() if word.startswith(("H1", "H2", "A1", "L4", "B2"))), "card")
     path = "in-process" if arguments.no_nats else "nats"
     failed = False
