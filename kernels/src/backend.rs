@@ -6,10 +6,13 @@
 
 use std::ops::Range;
 
+use candle_core::DType;
+
 use crate::device_memory::MemoryReader;
 use crate::error::KernelError;
 use crate::grid::PatchGrids;
 use crate::host_memory::HostMemory;
+use crate::mapped::{MappedFile, mapped_tensor};
 use crate::patches::PatchPage;
 use crate::step::{Draw, Finished, Forward, StepInputs};
 
@@ -89,6 +92,15 @@ pub trait Backend: Send + Sync + Sized {
 
     /// Takes a weight (from memory-mapped safetensors) onto the device in [`Self::dtype`].
     fn weight(&self, host: &candle_core::Tensor) -> Result<Self::Tensor, KernelError>;
+    /// Takes a weight of `dtype` and `shape` out of mapped files, one piece behind the other, onto the device in [`Self::dtype`].
+    fn mapped_weight(
+        &self,
+        pieces: &[(&MappedFile, Range<usize>)],
+        dtype: DType,
+        shape: &[usize],
+    ) -> Result<Self::Tensor, KernelError> {
+        self.weight(&mapped_tensor(pieces, dtype, shape)?)
+    }
     /// Takes a weight onto the device in f32 whatever the model's dtype (a router's score bias).
     fn weight_f32(&self, host: &candle_core::Tensor) -> Result<Self::Tensor, KernelError>;
     /// Takes f32 host values onto the device in [`Self::dtype`] (one rounding).

@@ -44,7 +44,7 @@ impl MappedFile {
     }
 
     /// Lets go of the pages of `range`, which the system keeps cached: touched again, they come back.
-    fn release(&self, range: &Range<usize>) {
+    pub(crate) fn release(&self, range: &Range<usize>) {
         #[cfg(unix)]
         if let Some(map) = &self.map {
             // SAFETY: the mapping is of a file and read-only, so dropped pages hold nothing that the file does not.
@@ -94,19 +94,29 @@ pub fn mapped_tensor(
     }
 }
 
-fn read<T: WithDType>(pieces: &[(&MappedFile, Range<usize>)], shape: &[usize]) -> Result<Tensor, KernelError> {
+/// The elements of `shape`, which `pieces` of `size` bytes an element must fill.
+pub(crate) fn check_pieces(
+    pieces: &[(&MappedFile, Range<usize>)],
+    size: usize,
+    shape: &[usize],
+) -> Result<usize, KernelError> {
     let op = "mapped_tensor";
     let mut bytes = 0;
     for (file, range) in pieces {
-        if file.bytes().get(range.clone()).is_none() || range.len() % size_of::<T>() != 0 {
+        if file.bytes().get(range.clone()).is_none() || range.len() % size != 0 {
             return Err(shape_error(op, format!("bytes {range:?} of a file of {}", file.bytes().len())));
         }
         bytes += range.len();
     }
     let count = shape.iter().product::<usize>();
-    if bytes != count * size_of::<T>() {
+    if bytes != count * size {
         return Err(shape_error(op, format!("{bytes} bytes for shape {shape:?}")));
     }
+    Ok(count)
+}
+
+fn read<T: WithDType>(pieces: &[(&MappedFile, Range<usize>)], shape: &[usize]) -> Result<Tensor, KernelError> {
+    let count = check_pieces(pieces, size_of::<T>(), shape)?;
     let mut values = Vec::<T>::with_capacity(count);
     for (file, range) in pieces {
         file.read(range, &mut values);

@@ -66,7 +66,8 @@ impl Ahead {
             }
             State::Following(weights, used) => {
                 *used += 1;
-                let (address, bytes) = weights.get((*used - 1 + DISTANCE) % weights.len().max(1)).copied().unwrap_or_default();
+                let (address, bytes) =
+                    weights.get((*used - 1 + DISTANCE) % weights.len().max(1)).copied().unwrap_or_default();
                 (address, bytes.min(BYTES) / 16 * 16)
             }
         }

@@ -42,6 +42,7 @@ use crate::device_memory::{MemoryKind, MemoryReader};
 use crate::error::KernelError;
 use crate::grid::PatchGrids;
 use crate::host_memory::HostMemory;
+use crate::mapped::{MappedFile, mapped_tensor};
 use crate::patches::PatchPage;
 use crate::step::{Draw, Finished, Forward, StepInputs};
 use crate::view::shape_error;
@@ -104,6 +105,18 @@ impl Backend for CudaBackend {
 
     fn weight(&self, host: &candle_core::Tensor) -> Result<CudaTensor, KernelError> {
         self.take_weight(host)
+    }
+
+    fn mapped_weight(
+        &self,
+        pieces: &[(&MappedFile, Range<usize>)],
+        dtype: DType,
+        shape: &[usize],
+    ) -> Result<CudaTensor, KernelError> {
+        match dtype {
+            DType::BF16 => self.stream_weight(pieces, shape),
+            _ => self.take_weight(&mapped_tensor(pieces, dtype, shape)?),
+        }
     }
 
     fn weight_f32(&self, _host: &candle_core::Tensor) -> Result<CudaTensor, KernelError> {

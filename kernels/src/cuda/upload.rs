@@ -1,5 +1,6 @@
 //! Copies between host and device: weights through two page-locked buffers, small inputs through a ring, results back.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use cudarc::driver::result;
@@ -13,9 +14,13 @@ use super::ring::Ring;
 use super::tensor::{CudaTensor, ELEMENT};
 use crate::device_memory::MemoryKind;
 use crate::error::KernelError;
+use crate::mapped::{MappedFile, check_pieces};
 
 /// Bytes of each of the two buffers that weights pass through.
-const CHUNK_BYTES: usize = 16 << 20;
+const CHUNK_BYTES: usize = 32 << 20;
+/// Threads that fill a buffer, and bytes from which one more pays: a thread alone copies slower than the device takes it.
+const FILLERS: usize = 4;
+const FILLER_BYTES: usize = 2 << 20;
 
 /// Page-locked buffers: two for weights, so that one is filled while the other is copied, one for results, some for small inputs.
 #[derive(Debug, Default)]
@@ -41,6 +46,20 @@ pub(super) fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 
+/// Copies on several threads.
+fn fill(target: &mut [u8], source: &[u8]) {
+    let threads = (source.len() / FILLER_BYTES).clamp(1, FILLERS);
+    if threads == 1 {
+        return target.copy_from_slice(source);
+    }
+    let share = source.len().div_ceil(threads);
+    std::thread::scope(|scope| {
+        for (target, source) in target.chunks_mut(share).zip(source.chunks(share)) {
+            scope.spawn(|| target.copy_from_slice(source));
+        }
+    });
+}
+
 impl CudaBackend {
     /// A weight in bf16, in an allocation of its own.
     pub(super) fn take_weight(&self, host: &candle_core::Tensor) -> Result<CudaTensor, KernelError> {
@@ -50,6 +69,22 @@ impl CudaBackend {
         let memory = self.memory.allocate(MemoryKind::Weights, source.len())?;
         self.stream(source, memory.pointer)?;
         Ok(CudaTensor::owned(memory, host.dims()))
+    }
+
+    /// A bf16 weight straight out of mapped files. Their pages do not stay in this process's memory.
+    pub(super) fn stream_weight(
+        &self,
+        pieces: &[(&MappedFile, Range<usize>)],
+        shape: &[usize],
+    ) -> Result<CudaTensor, KernelError> {
+        let memory = self.memory.allocate(MemoryKind::Weights, check_pieces(pieces, ELEMENT, shape)? * ELEMENT)?;
+        let mut to = memory.pointer;
+        for (file, range) in pieces {
+            self.stream(&file.bytes()[range.clone()], to)?;
+            file.release(range);
+            to += range.len() as u64;
+        }
+        Ok(CudaTensor::owned(memory, shape))
     }
 
     /// Starts a copy of much data to `device` through the two buffers.
@@ -62,7 +97,7 @@ impl CudaBackend {
             // The buffer used longer ago is free sooner.
             buffers.swap(0, 1);
             let buffer = &mut buffers[0];
-            buffer.open()?[..chunk.len()].copy_from_slice(chunk);
+            fill(&mut buffer.open()?[..chunk.len()], chunk);
             buffer.send(device + (n * CHUNK_BYTES) as u64, chunk.len())?;
         }
         Ok(())

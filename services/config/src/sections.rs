@@ -176,7 +176,7 @@ pub struct Preprocess {
     pub credits_batch: usize,
     /// The same, stream class.
     pub credits_stream: usize,
-    /// Decode threads; 0: one per core.
+    /// Threads that decode and resize; 0: three quarters of the cores.
     pub threads: usize,
     /// Folders that `file://` URLs may point into.
     pub file_roots: Vec<PathBuf>,

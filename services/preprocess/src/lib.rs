@@ -7,6 +7,7 @@ pub mod actor;
 mod build;
 mod chat_template;
 mod conversation;
+mod cores;
 mod error;
 mod expand;
 mod frames;
@@ -44,6 +45,7 @@ mod video_tests;
 
 pub use actor::{PreprocessActor, PreprocessParts};
 pub use chat_template::{ChatTemplate, TemplateInput};
+pub use cores::Cores;
 pub use error::LoadError;
 pub use frames::{FrameWriter, VideoPatches};
 pub use generation_config::GenerationConfig;

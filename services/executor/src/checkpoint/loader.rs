@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use millrace_kernels::Backend;
 
-use super::TensorSource;
+use super::{Pieces, TensorSource};
 use crate::error::ExecutorError;
 
 /// A place in the tensor tree.
@@ -59,6 +59,9 @@ impl<'a, B: Backend> Loader<'a, B> {
     /// # Errors
     /// It is missing or has another shape.
     pub fn reshaped(&mut self, name: &str, shape: &[usize], view: &[usize]) -> Result<B::Tensor, ExecutorError> {
+        if let Some(Pieces { parts, dtype }) = self.weights.take_pieces(&[(self.name(&name), shape.to_vec())])? {
+            return Ok(self.backend.mapped_weight(&parts, dtype, view)?);
+        }
         let host = self.host(name, shape)?.reshape(view).map_err(ExecutorError::candle)?;
         Ok(self.backend.weight(&host)?)
     }
@@ -119,6 +122,10 @@ impl<'a, B: Backend> Loader<'a, B> {
         columns: usize,
         view: &[usize],
     ) -> Result<B::Tensor, ExecutorError> {
+        let shapes: Vec<_> = table.iter().map(|(name, rows)| (self.name(name), vec![*rows, columns])).collect();
+        if let Some(Pieces { parts, dtype }) = self.weights.take_pieces(&shapes)? {
+            return Ok(self.backend.mapped_weight(&parts, dtype, view)?);
+        }
         let parts: Vec<_> = table.iter().map(|(name, rows)| (self.name(name), *rows)).collect();
         let host = self.weights.take_stacked(&parts, columns)?.reshape(view).map_err(ExecutorError::candle)?;
         Ok(self.backend.weight(&host)?)

@@ -16,7 +16,7 @@ use serde_json::Value;
 pub use fields::Fields;
 pub use loader::Loader;
 pub use rope_config::RopeConfig;
-pub use source::TensorSource;
+pub use source::{Pieces, TensorSource};
 pub use weights::Weights;
 
 use crate::error::ExecutorError;

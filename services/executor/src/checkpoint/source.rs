@@ -1,8 +1,20 @@
 //! Where tensors come from: a checkpoint's files, or a generator that writes one.
 
-use candle_core::Tensor;
+use std::ops::Range;
+
+use candle_core::{DType, Tensor};
+use millrace_kernels::MappedFile;
 
 use crate::error::ExecutorError;
+
+/// Where tensors of one dtype lie in files.
+#[derive(Debug)]
+pub struct Pieces<'f> {
+    /// One tensor's bytes each.
+    pub parts: Vec<(&'f MappedFile, Range<usize>)>,
+    /// Of all of them.
+    pub dtype: DType,
+}
 
 /// Tensors by name.
 pub trait TensorSource {
@@ -22,6 +34,15 @@ pub trait TensorSource {
     fn take_stacked(&mut self, parts: &[(String, usize)], columns: usize) -> Result<Tensor, ExecutorError> {
         let parts: Result<Vec<_>, _> = parts.iter().map(|(name, rows)| self.take(name, &[*rows, columns])).collect();
         Tensor::cat(&parts?, 0).map_err(ExecutorError::candle)
+    }
+
+    /// Takes tensors of these names and shapes, which are to lie one behind the other, as they lie in files; `None`, and nothing is
+    /// taken, from a source without files.
+    ///
+    /// # Errors
+    /// As [`Self::take_stacked`].
+    fn take_pieces(&mut self, _parts: &[(String, Vec<usize>)]) -> Result<Option<Pieces<'_>>, ExecutorError> {
+        Ok(None)
     }
 
     /// Drops every tensor whose name starts with `prefix`; returns how many. For parts of a checkpoint that a model leaves

@@ -2,15 +2,14 @@
 //! once, with its shape checked; what nobody took is an error at the end.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
-use millrace_kernels::{MappedFile, mapped_tensor};
+use millrace_kernels::mapped_tensor;
 use safetensors::tensor::{Dtype, TensorInfo};
 
-use super::TensorSource;
 use super::file::WeightFile;
+use super::{Pieces, TensorSource};
 use crate::error::ExecutorError;
 
 /// The one file of a small checkpoint.
@@ -116,9 +115,25 @@ impl Weights {
         Ok((file, info))
     }
 
-    fn piece(&self, name: &str, file: usize, info: &TensorInfo) -> Result<(&MappedFile, Range<usize>), ExecutorError> {
-        let (start, end) = info.data_offsets;
-        self.files.get(file).ok_or_else(|| ExecutorError::MissingTensor(name.into()))?.data(start, end)
+    /// Marks tensors of one dtype as taken; where they lie.
+    fn pieces(&mut self, wanted: &[(String, Vec<usize>)]) -> Result<Pieces<'_>, ExecutorError> {
+        let mut taken = Vec::with_capacity(wanted.len());
+        for (name, shape) in wanted {
+            taken.push((name, self.remove(name, shape)?));
+        }
+        let (mut parts, mut common) = (Vec::with_capacity(wanted.len()), None);
+        for (name, (file, info)) in &taken {
+            let dtype = dtype(name, info)?;
+            if *common.get_or_insert(dtype) != dtype {
+                return Err(ExecutorError::Unsupported(format!(
+                    "tensor `{name}` is {dtype:?}, those it joins are not"
+                )));
+            }
+            let missing = || ExecutorError::MissingTensor((*name).clone());
+            let (start, end) = info.data_offsets;
+            parts.push(self.files.get(*file).ok_or_else(missing)?.data(start, end)?);
+        }
+        Ok(Pieces { parts, dtype: common.unwrap_or(DType::F32) })
     }
 
     /// The files, in order of their names.
@@ -133,30 +148,20 @@ impl TensorSource for Weights {
     }
 
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, ExecutorError> {
-        let (file, info) = self.remove(name, shape)?;
-        let piece = self.piece(name, file, &info)?;
-        Ok(mapped_tensor(&[piece], dtype(name, &info)?, shape)?)
+        let Pieces { parts, dtype } = self.pieces(&[(name.to_owned(), shape.to_vec())])?;
+        Ok(mapped_tensor(&parts, dtype, shape)?)
     }
 
     /// Copied out of the files straight to its place.
     fn take_stacked(&mut self, parts: &[(String, usize)], columns: usize) -> Result<Tensor, ExecutorError> {
-        let mut taken = Vec::with_capacity(parts.len());
-        for (name, rows) in parts {
-            taken.push((name, self.remove(name, &[*rows, columns])?));
-        }
-        let mut pieces = Vec::with_capacity(parts.len());
-        let mut common = None;
-        for (name, (file, info)) in &taken {
-            let dtype = dtype(name, info)?;
-            if *common.get_or_insert(dtype) != dtype {
-                return Err(ExecutorError::Unsupported(format!(
-                    "tensor `{name}` is {dtype:?}, those it joins are not"
-                )));
-            }
-            pieces.push(self.piece(name, *file, info)?);
-        }
         let rows = parts.iter().map(|(_, rows)| rows).sum();
-        Ok(mapped_tensor(&pieces, common.unwrap_or(DType::F32), &[rows, columns])?)
+        let parts: Vec<_> = parts.iter().map(|(name, rows)| (name.clone(), vec![*rows, columns])).collect();
+        let Pieces { parts, dtype } = self.pieces(&parts)?;
+        Ok(mapped_tensor(&parts, dtype, &[rows, columns])?)
+    }
+
+    fn take_pieces(&mut self, parts: &[(String, Vec<usize>)]) -> Result<Option<Pieces<'_>>, ExecutorError> {
+        self.pieces(parts).map(Some)
     }
 
     fn leave_out(&mut self, prefix: &str) -> usize {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use millrace_kernels::{Backend, CpuBackend};
 use millrace_protocol::{ActorId, ModelName};
+use millrace_runtime::Clock;
 
 use super::room::Room;
 use super::{Engine, StepEngine, cuda};
@@ -192,7 +193,13 @@ pub fn load_on<B: Backend + 'static>(
 ) -> Result<Engine<B>, ExecutorError> {
     let checkpoint = Checkpoint::open(dir)?;
     let weights_hash = checkpoint.weights_hash().to_string();
-    let room = Room::check(&backend, checkpoint.elements().saturating_mul(options.dtype.size_bytes() as u64), options)?;
+    let weight_bytes = checkpoint.elements().saturating_mul(options.dtype.size_bytes() as u64);
+    let room = Room::check(&backend, weight_bytes, options)?;
+    let clock = Clock::system();
+    let started = clock.now();
     let model = models::load(checkpoint, &backend).map_err(|error| room.explain(error))?;
+    backend.wait()?;
+    let seconds = clock.now().saturating_duration_since(started).as_secs_f64();
+    tracing::info!(weight_bytes, seconds, gb_per_s = weight_bytes as f64 / 1e9 / seconds.max(1e-9), "weights loaded");
     Engine::new(backend, model, weights_hash, options)
 }

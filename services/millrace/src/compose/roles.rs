@@ -10,7 +10,7 @@ use millrace_config::{Dtype, Executor, Model};
 use millrace_executor::{
     Dtype as EngineDtype, ENCODER_DEVICE_BYTES, ExecutorActor, ExecutorMetrics, ExecutorParts, KvBudget, LoadOptions,
 };
-use millrace_preprocess::{Preparer, PreprocessActor, PreprocessMetrics, PreprocessParts};
+use millrace_preprocess::{Cores, Preparer, PreprocessActor, PreprocessMetrics, PreprocessParts};
 use millrace_protocol::ActorId;
 use millrace_runtime::Clock;
 use millrace_scheduler::{SchedulerActor, SchedulerMetrics, SchedulerParts, Settings};
@@ -127,7 +127,9 @@ async fn preprocess(shared: &Shared) -> Result<actix::Addr<PreprocessActor>> {
         models.insert(model.name.clone(), Arc::new(preparer));
     }
     let pages = shared.pages.clone().context("preprocess without a pager")?;
+    let cores = Cores::new(shared.config.preprocess.threads).context("no threads for preprocessing")?;
     let parts = PreprocessParts {
+        cores,
         id: shared.node.clone(),
         bus: shared.bus.clone(),
         models,

@@ -10,7 +10,7 @@ use millrace_bus::{Bus, BusError, JobDelivery};
 use millrace_pager::{PageStore, PagerError};
 use millrace_protocol::ready::{MediaItem, Offer, OfferReply, ReadyJob, Shown};
 use millrace_protocol::{ActorId, Class, ErrorCode, JobError, JobId, JobRequest, ModelName};
-use millrace_runtime::{Backoff, BackoffPolicy, Clock, Credit, Credits};
+use millrace_runtime::{Backoff, BackoffPolicy, Clock, Credit};
 use tokio::sync::Notify;
 
 use super::cancellations::Cancellations;
@@ -19,6 +19,7 @@ use super::ending::{Ended, Ending};
 use super::history::{self, History};
 use super::media::BusMedia;
 use super::routing::{PromptKeys, Schedulers};
+use crate::cores::Cores;
 use crate::metrics::PreprocessMetrics;
 use crate::prepare::{Prepared, Preparer};
 
@@ -45,8 +46,8 @@ pub struct Intake {
     pub models: HashMap<ModelName, Arc<Preparer>>,
     /// Tensor pages.
     pub pages: Arc<PageStore>,
-    /// Room for work that keeps a core busy.
-    pub cores: Credits,
+    /// Threads for work that keeps a core busy.
+    pub cores: Cores,
     /// Most deliveries of one job.
     pub max_attempts: u32,
     /// Live schedulers.
@@ -188,13 +189,9 @@ impl Intake {
 
     async fn prepare(&self, preparer: &Arc<Preparer>, request: &JobRequest, job: &JobId) -> Result<Prepared, JobError> {
         let gathered = preparer.gather(request, &BusMedia { bus: self.bus.clone() }).await?;
-        let core = self.cores.acquire().await;
         let (preparer, request, job) = (Arc::clone(preparer), request.clone(), job.clone());
         let now = self.clock.unix_ms();
-        let built = tokio::task::spawn_blocking(move || {
-            let _core = core;
-            preparer.build(&request, &job, gathered, now)
-        });
+        let built = self.cores.run(move || preparer.build(&request, &job, gathered, now));
         // A panic in a decoder ends the task, not the process, and that job alone.
         built
             .await

@@ -33,6 +33,7 @@ use self::ending::Ending;
 use self::intake::Intake;
 use self::page_service::PageService;
 use self::routing::Schedulers;
+use crate::cores::Cores;
 use crate::metrics::PreprocessMetrics;
 use crate::prepare::Preparer;
 
@@ -56,8 +57,10 @@ pub struct PreprocessParts {
     pub models: HashMap<ModelName, Arc<Preparer>>,
     /// Pages; their node is `id`.
     pub pages: Arc<PageStore>,
-    /// Credits, threads and stream limits.
+    /// Credits and stream limits.
     pub config: Config,
+    /// Threads for work that keeps a core busy.
+    pub cores: Cores,
     /// Time.
     pub clock: Clock,
     /// Readiness.
@@ -106,16 +109,12 @@ impl PreprocessActor {
     /// # Errors
     /// If NATS refuses.
     pub async fn start(parts: PreprocessParts) -> Result<Addr<Self>, BusError> {
-        let PreprocessParts { id, bus, models, pages, config, clock, health, drain, metrics, fatal } = parts;
+        let PreprocessParts { id, bus, models, pages, config, cores, clock, health, drain, metrics, fatal } = parts;
         let subjects = bus.subjects().clone();
         let beacons = bus.subscribe(&subjects.scheduler_beacons(), SUBSCRIPTION_DEPTH, None).await?;
         let cancels = bus.subscribe(&subjects.cancel_all(), SUBSCRIPTION_DEPTH, None).await?;
         let reads = bus.subscribe(&subjects.page_read(&id), SUBSCRIPTION_DEPTH, None).await?;
         let leases = bus.subscribe(&subjects.page_lease(&id), SUBSCRIPTION_DEPTH, None).await?;
-        let cores = match config.preprocess.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            threads => threads,
-        };
         let credits = Class::ALL.map(|class| (class, Credits::new(config.preprocess.credits(class))));
         let intake = Intake {
             id,
@@ -123,7 +122,7 @@ impl PreprocessActor {
             clock: clock.clone(),
             models,
             pages: Arc::clone(&pages),
-            cores: Credits::new(cores),
+            cores,
             max_attempts: config.streams.max_attempts,
             schedulers: Mutex::new(Schedulers::default()),
             room: Notify::new(),
