@@ -63,6 +63,28 @@ impl Bus {
             },
         };
         suitable(&client, &url)?;
+        Self::over(client, (url, server), events, nats, streams, clock).await
+    }
+
+    /// Another connection to the same server, for traffic that must not stand in the way of this one's. Ends before this one.
+    ///
+    /// # Errors
+    /// [`BusError::Connect`].
+    pub async fn beside(&self, nats: &Nats, name: &str) -> Result<Self, BusError> {
+        let Inner { url, streams, clock, .. } = &*self.inner;
+        let events = BusEvents::default();
+        let client = open(nats, url, name, &events).await?;
+        Self::over(client, (url.clone(), None), events, nats, streams, clock.clone()).await
+    }
+
+    async fn over(
+        client: Client,
+        (url, server): (String, Option<ManagedServer>),
+        events: BusEvents,
+        nats: &Nats,
+        streams: &Streams,
+        clock: Clock,
+    ) -> Result<Self, BusError> {
         let subjects = Subjects::new(&nats.prefix)
             .map_err(|e| BusError::Malformed { what: "[nats] prefix".into(), message: e.to_string() })?;
         let inbox = Inbox::open(client.clone(), events.clone()).await?;

@@ -48,6 +48,8 @@ impl Roles {
 struct Shared {
     config: Config,
     bus: Bus,
+    /// For jobs and their media, where plans and outputs go over `bus`: a burst of images would hold them up.
+    jobs: Option<Bus>,
     clock: Clock,
     health: Health,
     registry: Registry,
@@ -72,7 +74,7 @@ pub async fn run(config: Config, roles: Roles, registry: Registry) -> Result<Exi
         shared = shared(config, roles, registry, fatal) => shared?,
         () = signals.next() => return Ok(ExitCode::from(exit::OK)),
     };
-    let _leaving = Leaving(shared.bus.clone());
+    let _leaving = Leaving([Some(shared.bus.clone()), shared.jobs.clone()]);
     let code = tokio::select! {
         served = Served::start(&shared, roles) => match served {
             Ok(served) => Ok(served.until_stopped(&shared, roles, died, &mut signals).await),
@@ -83,15 +85,19 @@ pub async fn run(config: Config, roles: Roles, registry: Registry) -> Result<Exi
             Ok(ExitCode::from(exit::OK))
         }
     };
+    if let Some(jobs) = &shared.jobs {
+        jobs.shutdown().await;
+    }
     shared.bus.shutdown().await;
     code
 }
-/// Whoever drops a run half way has no more use for its connection, and may own its server.
-struct Leaving(Bus);
+
+/// Whoever drops a run half way has no more use for its connections, and may own their server.
+struct Leaving([Option<Bus>; 2]);
 
 impl Drop for Leaving {
     fn drop(&mut self) {
-        self.0.expect_end();
+        self.0.iter().flatten().for_each(Bus::expect_end);
     }
 }
 
@@ -159,6 +165,10 @@ async fn shared(
     let node = roles::new_id("node", &clock)?;
     let bus = Bus::connect(&config.nats, &config.streams, node.as_str(), clock.clone()).await?;
     bus.ensure_streams().await?;
+    let jobs = match roles.preprocess && (roles.schedule || roles.execute) {
+        true => Some(bus.beside(&config.nats, &format!("{node}-jobs")).await?),
+        false => None,
+    };
     let pages = if roles.preprocess {
         let limits = PagerLimits {
             ram_bytes: config.pager.ram_bytes,
@@ -173,6 +183,7 @@ async fn shared(
     Ok(Shared {
         config,
         bus,
+        jobs,
         clock,
         health: Health::new(),
         registry,

@@ -131,7 +131,7 @@ async fn preprocess(shared: &Shared) -> Result<actix::Addr<PreprocessActor>> {
     let parts = PreprocessParts {
         cores,
         id: shared.node.clone(),
-        bus: shared.bus.clone(),
+        bus: shared.jobs.as_ref().unwrap_or(&shared.bus).clone(),
         models,
         pages,
         config: shared.config.clone(),
