@@ -44,7 +44,7 @@ impl<B: Backend> Model<B> {
         let norm = backend.reshape(&tensor(1, HIDDEN), &[HIDDEN]).unwrap();
         let head_norm = backend.reshape(&tensor(1, DIM), &[DIM]).unwrap();
         let inverse: Vec<f32> = (0..DIM / 2).map(|i| 1e4f32.powf(-2.0 * i as f32 / DIM as f32)).collect();
-        let frequencies = backend.frequencies(&inverse, &[0; DIM / 2], 1000).unwrap();
+        let frequencies = backend.frequencies(&inverse, &[0; DIM / 2], 8192).unwrap();
         let cache = || backend.kv_cache(blocks, BLOCK_TOKENS, KV_HEADS, DIM).unwrap();
         let caches = (0..layers).map(|_| cache()).collect();
         Self { table, norm, head_norm, qkv, output, frequencies, caches, backend }

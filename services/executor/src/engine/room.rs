@@ -115,7 +115,7 @@ fn rehearse<B: Backend>(backend: &B, model: &mut dyn Model<B>, options: &LoadOpt
     let spec = model.spec().clone();
     let (block_tokens, rows) = (options.block_tokens.max(1) as usize, options.step_tokens.max(1) as usize);
     let vision = match spec.vision {
-        Some(patches) => Some(rehearse_vision(backend, model, &patches, options.step_patches as usize, rows)?),
+        Some(patches) => Some(rehearse_vision(backend, model, &patches, options, rows)?),
         None => None,
     };
     let mut caches = model.kv_caches(backend, 1, block_tokens)?;
@@ -146,13 +146,15 @@ fn rehearse_vision<B: Backend>(
     backend: &B,
     model: &dyn Model<B>,
     patches: &PatchSpec,
-    step_patches: usize,
+    options: &LoadOptions,
     rows: usize,
 ) -> Result<VisionRows<B>, ExecutorError> {
     let PatchSpec { channels, patch, merge, .. } = *patches;
     // Two merged rows high, as wide as it takes.
     let height = 2 * merge.max(1);
-    let width = (step_patches.min(MOST_PATCHES) / (2 * height)).next_multiple_of(merge.max(1)).max(merge.max(1));
+    let width = ((options.step_patches as usize).min(MOST_PATCHES) / (2 * height))
+        .next_multiple_of(merge.max(1))
+        .max(merge.max(1));
     let grid = PatchGrid {
         grid_h: u32::try_from(height).unwrap_or(u32::MAX),
         grid_w: u32::try_from(width).unwrap_or(u32::MAX),
@@ -162,6 +164,13 @@ fn rehearse_vision<B: Backend>(
         normalise: None,
     };
     let parts = model.encode(backend, &[grid.clone(), grid])?;
+    // What outlives a step has its place too: a step's features, and the cache full of others.
+    let bytes: usize = parts.iter().flat_map(VisionFeatures::parts).map(|part| backend.tensor_bytes(part)).sum();
+    let cached = options.encoder_device_bytes.div_ceil(bytes.max(1) as u64);
+    let mut kept = Vec::new();
+    for part in (0..=cached).flat_map(|_| &parts) {
+        kept.push(part.keep(backend)?);
+    }
     let none = || ExecutorError::Unsupported("a vision tower that gives no features".into());
     let features = VisionFeatures::concat(backend, parts)?.ok_or_else(none)?;
     let count = backend.shape(&features.embeddings).first().copied().unwrap_or(0).min(rows);
