@@ -18,7 +18,7 @@ use millrace_protocol::engine::{Attach, AttachReply, BEACON_EVERY_MS, EngineCost
 use millrace_protocol::plan::StepPlan;
 use millrace_protocol::step::StepOutput;
 use millrace_protocol::{ActorId, PageRef, SlotId};
-use millrace_runtime::Clock;
+use millrace_runtime::{Clock, InFlight};
 use millrace_telemetry::Health;
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
@@ -56,6 +56,8 @@ pub struct ExecutorParts {
     pub metrics: ExecutorMetrics,
     /// Told why, if the process must end.
     pub fatal: watch::Sender<Option<String>>,
+    /// Held until the device thread has let the engine go.
+    pub in_use: Option<InFlight>,
 }
 
 /// The executor.
@@ -102,7 +104,7 @@ impl ExecutorActor {
     /// # Errors
     /// If NATS or the system refuses.
     pub async fn start(parts: ExecutorParts) -> Result<Addr<Self>, StartError> {
-        let ExecutorParts { id, mut engine, swap_bytes, bus, pages, clock, health, metrics, fatal } = parts;
+        let ExecutorParts { id, mut engine, swap_bytes, bus, pages, clock, health, metrics, fatal, in_use } = parts;
         let spec = engine.spec();
         if let Some(reader) = engine.memory_reader() {
             metrics.show_memory(spec.model.as_str(), reader);
@@ -125,7 +127,7 @@ impl ExecutorActor {
         let runtime = tokio::runtime::Handle::current();
         let reader = PageReader::new(bus.clone(), pages, clock.clone(), runtime, metrics.clone());
         let (sender, events) = mpsc::channel(HAND_OFF_DEPTH);
-        let device = Device::start(engine, Box::new(reader.clone()), HAND_OFF_DEPTH, clock.clone(), sender)?;
+        let device = Device::start(engine, Box::new(reader.clone()), HAND_OFF_DEPTH, clock.clone(), sender, in_use)?;
         let session = Session::new(clock.unix_ms());
         let reconnects = bus.events().reconnects();
         health.set_not_ready(CONDITION, "the actor has not started");

@@ -13,8 +13,8 @@ use millrace_kernels::StepTimes;
 use millrace_protocol::ActorId;
 use millrace_protocol::plan::StepPlan;
 use millrace_protocol::step::StepOutput;
-use millrace_runtime::Clock;
 use millrace_runtime::supervise::panic_text;
+use millrace_runtime::{Clock, InFlight};
 use tokio::sync::mpsc;
 
 use crate::engine::{Collected, MediaSource, STEPS_IN_FLIGHT, StepEngine};
@@ -69,7 +69,8 @@ pub struct Device {
 }
 
 impl Device {
-    /// Starts the thread. At most `depth` commands wait for it; `events` must be read.
+    /// Starts the thread. At most `depth` commands wait for it; `events` must be read. `in_use` is held until the thread has let
+    /// the engine go: a process that ends before pulls the driver away under it.
     ///
     /// # Errors
     /// If the system gives no thread.
@@ -79,9 +80,11 @@ impl Device {
         depth: usize,
         clock: Clock,
         events: mpsc::Sender<DeviceEvent>,
+        in_use: Option<InFlight>,
     ) -> std::io::Result<Self> {
         let (commands, waiting) = sync_channel(depth);
         std::thread::Builder::new().name("device".into()).spawn(move || {
+            let _in_use = in_use;
             let (mut media, told) = (media, events.clone());
             let worker = Worker { engine, clock, events, under_way: VecDeque::new(), free_since: None };
             let run = catch_unwind(AssertUnwindSafe(|| run(worker, media.as_mut(), &waiting)));

@@ -111,7 +111,7 @@ fn device(hosts: Option<u64>, fails: Option<u64>) -> (Device, Arc<Watch>, mpsc::
     let watch = Arc::new(Watch::default());
     let engine = Fake { watch: watch.clone(), under_way: VecDeque::new(), hosts, fails, fault: None };
     let (sender, events) = mpsc::channel(8);
-    let device = Device::start(Box::new(engine), Box::new(NoMedia), 8, Clock::system(), sender).unwrap();
+    let device = Device::start(Box::new(engine), Box::new(NoMedia), 8, Clock::system(), sender, None).unwrap();
     (device, watch, events)
 }
 

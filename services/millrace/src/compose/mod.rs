@@ -22,6 +22,8 @@ use tokio::sync::{oneshot, watch};
 use crate::exit;
 use crate::signals::StopSignals;
 
+/// Longest wait for device threads to let their engines go.
+const DEVICES_END: Duration = Duration::from_secs(20);
 /// How often a draining process looks whether its pages are free.
 const PAGES_LOOK: Duration = Duration::from_millis(100);
 
@@ -57,6 +59,8 @@ struct Shared {
     intake: DrainGate,
     /// Stops schedulers; they count their jobs here.
     running: DrainGate,
+    /// Counts device threads, which outlive their actors for a moment.
+    devices: DrainGate,
     fatal: watch::Sender<Option<String>>,
     pages: Option<Arc<PageStore>>,
     node: ActorId,
@@ -150,6 +154,9 @@ impl Served {
             service.stop().await;
         }
         self.actors.stop().await;
+        if !shared.devices.wait_idle(DEVICES_END).await {
+            tracing::warn!("a device thread does not end");
+        }
         self.admin.shutdown().await;
         ExitCode::from(code)
     }
@@ -189,6 +196,7 @@ async fn shared(
         registry,
         intake: DrainGate::new(),
         running: DrainGate::new(),
+        devices: DrainGate::new(),
         fatal,
         pages,
         node,

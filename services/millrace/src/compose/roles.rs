@@ -97,6 +97,7 @@ async fn executor(shared: &Shared, model: &Model, metrics: &ExecutorMetrics) -> 
         health: shared.health.clone(),
         metrics: metrics.clone(),
         fatal: shared.fatal.clone(),
+        in_use: shared.devices.enter(),
     };
     Ok(ExecutorActor::start(parts).await?)
 }
