@@ -1,26 +1,22 @@
-//! The work queue: publishing jobs, pulling them, and answering for them through their ack subjects.
+//! The work queue: publishing jobs, asking for them, and answering for them through their ack subjects.
 
 use std::time::Duration;
 
-use async_nats::{HeaderMap, Message, Subscriber};
+use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
-use futures::StreamExt;
 use millrace_protocol::ready::Delivery;
 use millrace_protocol::{Class, JobId, ModelName};
 
 use crate::Bus;
-use crate::api::{self, status};
 use crate::consumers::consumer_name;
 use crate::core::{Headers, headers};
 use crate::errors::BusError;
+use crate::pull::Pull;
 
-const OPERATION: &str = "pull jobs";
 /// Most jobs of one pull.
 const MAX_PULL: usize = 256;
 /// Shortest wait of a pull: time for the server to look and answer.
 const LEAST_EXPIRES: Duration = Duration::from_millis(20);
-/// Longest silence between two jobs of one pull.
-const LINGER: Duration = Duration::from_millis(25);
 
 /// A job that the queue holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,7 +128,7 @@ impl Bus {
     }
 
     /// Returns a job whose puller has gone. Best effort: the ack wait does the same later.
-    async fn return_orphan(&self, ack_subject: &str) {
+    pub(crate) async fn return_orphan(&self, ack_subject: &str) {
         self.inner.events.count_orphan();
         if let Err(error) = self.nak(ack_subject, Duration::ZERO).await {
             tracing::debug!(%error, "a job could not be returned");
@@ -168,102 +164,8 @@ impl JobConsumer {
             return Ok(Vec::new());
         }
         let max = max.min(MAX_PULL);
-        let mut pull = Pull::open(&self.bus).await?;
-        pull.run(&self.next_subject, max, expires.max(LEAST_EXPIRES)).await?;
-        Ok(std::mem::take(&mut pull.jobs))
-    }
-}
-
-/// One pull under way. Deliveries carry the job's subject and not the inbox's, so each pull has its own subscription.
-/// If it is dropped before it returned, the jobs it holds or that are on their way go back to the queue.
-struct Pull<'a> {
-    bus: &'a Bus,
-    inbox: String,
-    /// Present while the server may still deliver.
-    subscriber: Option<Subscriber>,
-    jobs: Vec<JobDelivery>,
-}
-
-impl<'a> Pull<'a> {
-    async fn open(bus: &'a Bus) -> Result<Self, BusError> {
-        let inbox = bus.inner.client.new_inbox();
-        let subscriber = bus.within(OPERATION, bus.inner.request_timeout, async {
-            bus.inner.client.subscribe(inbox.clone()).await.map_err(|_| BusError::Closed)
-        });
-        let subscriber = Some(subscriber.await?);
-        Ok(Self { bus, inbox, subscriber, jobs: Vec::new() })
-    }
-
-    /// Asks once. `no_wait` with `expires`: the server waits for the first job and ends the pull as soon as no more wait.
-    async fn run(&mut self, next_subject: &str, max: usize, expires: Duration) -> Result<(), BusError> {
-        let Self { bus, inbox, subscriber, jobs } = self;
-        let Some(subscriber) = subscriber.as_mut() else { return Err(BusError::Closed) };
-        let request = serde_json::json!({ "batch": max, "no_wait": true, "expires": expires.as_nanos() }).to_string();
-        let request_timeout = bus.inner.request_timeout;
-        let client = &bus.inner.client;
-        bus.within(OPERATION, request_timeout, async {
-            let sent = client.publish_with_reply(next_subject.to_string(), inbox.clone(), request.into()).await;
-            sent.map_err(|error| api::publish_error(&error))
-        })
-        .await?;
-        // The server ends the pull itself; only a lost connection makes this longer limit count.
-        let first = bus.within(OPERATION, expires + request_timeout, next(subscriber)).await?;
-        let Some(first) = first else { return Ok(()) };
-        jobs.push(first);
-        while jobs.len() < max {
-            match tokio::time::timeout(LINGER, next(subscriber)).await {
-                Ok(Ok(Some(job))) => jobs.push(job),
-                // What was received counts, whatever ended the pull.
-                Ok(Ok(None) | Err(_)) => return Ok(()),
-                // A consumer at its limit of unacknowledged jobs says nothing: stop here, and take what is on its way.
-                Err(_elapsed) => {
-                    let rest = bus.within(OPERATION, request_timeout, async {
-                        subscriber.drain().await.map_err(|_| BusError::Closed)?;
-                        while let Ok(Some(job)) = next(subscriber).await {
-                            jobs.push(job);
-                        }
-                        Ok(())
-                    });
-                    return rest.await.or(Ok(()));
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The next job of a pull; `None` once the server ended it.
-async fn next(subscriber: &mut Subscriber) -> Result<Option<JobDelivery>, BusError> {
-    let message = subscriber.next().await.ok_or(BusError::Closed)?;
-    match status(&message) {
-        0 => delivery(message).map(Some),
-        // 404: nothing waits. 408: the time is over, or no more wait.
-        404 | 408 => Ok(None),
-        503 => Err(BusError::NoResponders { operation: OPERATION }),
-        code => Err(api::status_error(OPERATION, code, &message)),
-    }
-}
-
-impl Drop for Pull<'_> {
-    fn drop(&mut self) {
-        let (bus, jobs) = (self.bus.clone(), std::mem::take(&mut self.jobs));
-        let Some(mut subscriber) = self.subscriber.take() else { return };
-        // Without a runtime the process is ending: the ack wait returns the jobs.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        runtime.spawn(async move {
-            for job in jobs {
-                bus.return_orphan(&job.delivery.ack_subject).await;
-            }
-            // Tells the server that nobody waits here, and yields what it sent before it knew.
-            if subscriber.drain().await.is_err() {
-                return;
-            }
-            while let Some(message) = subscriber.next().await {
-                if let Some(ack_subject) = message.reply.filter(|_| message.status.is_none()) {
-                    bus.return_orphan(&ack_subject).await;
-                }
-            }
-        });
+        let pull = Pull::open(&self.bus, max, expires.max(LEAST_EXPIRES)).await?;
+        pull.run(&self.next_subject).await
     }
 }
 
@@ -278,7 +180,8 @@ impl std::fmt::Debug for JobDelivery {
     }
 }
 
-fn delivery(message: Message) -> Result<JobDelivery, BusError> {
+/// Reads a delivered job.
+pub(crate) fn delivery(message: Message) -> Result<JobDelivery, BusError> {
     let malformed = |text: &str| BusError::Malformed { what: "job delivery".into(), message: text.to_string() };
     let ack_subject = message.reply.as_ref().map(ToString::to_string).ok_or_else(|| malformed("no ack subject"))?;
     let position = Position::parse(&ack_subject).ok_or_else(|| malformed(&ack_subject))?;

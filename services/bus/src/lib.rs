@@ -17,6 +17,7 @@ pub mod jobs;
 pub mod managed;
 pub mod objects;
 pub mod output;
+mod pull;
 mod server_config;
 pub mod service;
 pub mod status;

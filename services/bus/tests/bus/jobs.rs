@@ -174,7 +174,9 @@ async fn a_job_that_meets_a_dropped_pull_goes_back_at_once() {
     assert!(dropped.is_err());
     publish(&bus, "a").await;
     let jobs = soon(consumer.pull(1, WAIT)).await.unwrap();
-    assert_eq!(u64::from(jobs[0].delivery.attempt), 1 + bus.events().orphans());
+    // Either pull may get it first. The server counts an attempt also if the dropped pull was gone when it sent.
+    let (attempt, orphans) = (u64::from(jobs[0].delivery.attempt), bus.events().orphans());
+    assert!((1 + orphans..=2).contains(&attempt), "attempt {attempt}, {orphans} orphans");
 }
 
 #[tokio::test]

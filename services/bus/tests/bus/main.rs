@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // In tests a panic is the failure.
 
 mod core;
+mod dropped;
 mod jobs;
 mod objects;
 mod output;
