@@ -21,8 +21,8 @@
 // Floor = bytes / bandwidth. What a linear takes beyond it lies between the end of the kernel before and its own end, where every
 // instruction counts (a warp a scheduler, some five cycles each): addresses are worked out before waiting, sums meet by stores that
 // their readers wait for and by no cluster barrier, the last loop waits for nothing but its tiles.
-// Measured on an H200 (copy 4.27 TB/s), 12 layers of VL-2B in one graph: 0.87 of copy for 1 row, 0.86 for 8, 0.82 for 16 (with a
-// cluster barrier, addresses worked out where they are used and nothing asked ahead: 0.76, 0.74, 0.69).
+// Measured on H200s (tests/bench/results/kernels-h200-linear.json), 12 layers of VL-2B in one graph: 0.88 of copy for 1 row, 0.87 for 8,
+// 0.82 for 16 (with a cluster barrier, addresses worked out where they are used and nothing asked ahead: 0.77, 0.76, 0.71).
 // Measured and not kept: more than 3 to 4 MB asked ahead or the next weights instead of those behind them, asking by prefetch
 // instructions, x by cp.async, tiles of 128 rows, three blocks a multiprocessor, boxes promoted to 256 bytes.
 #include "cluster.cuh"

@@ -152,14 +152,6 @@ impl TensorSource for Weights {
         Ok(mapped_tensor(&parts, dtype, shape)?)
     }
 
-    /// Copied out of the files straight to its place.
-    fn take_stacked(&mut self, parts: &[(String, usize)], columns: usize) -> Result<Tensor, ExecutorError> {
-        let rows = parts.iter().map(|(_, rows)| rows).sum();
-        let parts: Vec<_> = parts.iter().map(|(name, rows)| (name.clone(), vec![*rows, columns])).collect();
-        let Pieces { parts, dtype } = self.pieces(&parts)?;
-        Ok(mapped_tensor(&parts, dtype, &[rows, columns])?)
-    }
-
     fn take_pieces(&mut self, parts: &[(String, Vec<usize>)]) -> Result<Option<Pieces<'_>>, ExecutorError> {
         self.pieces(parts).map(Some)
     }
